@@ -149,7 +149,9 @@ def test_a_search_of_generous_budget_learns_on_passages_of_its_own(tmp_path: Pat
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_search_without_gain_ends_by_itself_and_says_why(tmp_path: Path, method: str) -> None:
-    patient = search(tmp_path / "a", method=method, metric_calls=400, patience=3, reward=make_reward(scorer=Scorer(0.1)))
+    patient = search(
+        tmp_path / "a", method=method, metric_calls=400, patience=3, reward=make_reward(scorer=Scorer(0.1))
+    )
     assert patient.ended == "patience"
     assert "as many proposals in a row as optimizers.prompt.patience allows brought no gain" in patient.notes[0]
     assert patient.judged < 200
@@ -160,7 +162,9 @@ def test_a_search_without_gain_ends_by_itself_and_says_why(tmp_path: Path, metho
 
 def test_a_custom_method_may_say_nothing(tmp_path: Path) -> None:
     task = task_of(tmp_path)
-    assert said_of(task, task.start, None) == ("No text had a higher mean than the recipe's, so there was none to confirm.",)
+    assert said_of(task, task.start, None) == (
+        "No text had a higher mean than the recipe's, so there was none to confirm.",
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,7 +176,9 @@ def test_a_confirmation_that_was_stopped_goes_on_without_buying_twice(tmp_path: 
         writer = PairWriter(log, fail_at=at, kept=log.exists())
         writer.fails = ServiceError("connection refused")
         with pytest.raises(ServiceError, match="connection refused"):
-            search(tmp_path / "again", method=method, reward=make_reward(ledger, writer=writer, source="optimize_prompt"))
+            search(
+                tmp_path / "again", method=method, reward=make_reward(ledger, writer=writer, source="optimize_prompt")
+            )
         assert not (tmp_path / "again" / "search" / "result.json").exists()
     reward = make_reward(ledger, writer=PairWriter(log, kept=True), source="optimize_prompt")
     assert search(tmp_path / "again", method=method, reward=reward) == whole
@@ -182,7 +188,10 @@ def test_a_confirmation_that_was_stopped_goes_on_without_buying_twice(tmp_path: 
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"confirm_passages": 2}, "too few for an interval; give 4 or more"), ({"confirm_passages": 12}, "cost 24 judged")],
+    [
+        ({"confirm_passages": 2}, "too few for an interval; give 4 or more"),
+        ({"confirm_passages": 12}, "cost 24 judged"),
+    ],
 )
 def test_a_confirmation_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):

@@ -1,9 +1,10 @@
-"""Successive halving on the guiding text: it improves, keeps its budget exactly, and takes a reflection model's texts."""
+"""Successive halving on the guiding text: it improves, keeps its budget, and takes a reflection model's text."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def search(folder: Path, *, reflection: Any = None, reward: Any = None, **config
     )
     writer = RubricWriter(RubricModel(ReplyCache(folder / "replies.sqlite")), BASE_TEXT)
     reward = reward or make_reward(source="optimize_prompt")
-    return optimize_guiding_text(PromptTask(settings, writer, reward, passages(30), Shape(), 5, folder / "s", reflection))
+    return optimize_guiding_text(
+        PromptTask(settings, writer, reward, passages(30), Shape(), 5, folder / "s", reflection)
+    )
 
 
 @pytest.mark.parametrize("calls", [4, 9, 16, 33, 60, 200])
@@ -61,14 +64,13 @@ def test_the_better_half_goes_on_on_twice_as_many_passages_and_all_see_the_same(
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40))
 def test_a_round_costs_no_more_than_was_reckoned(proposals: int, first: int, compared: int) -> None:
     sizes = rungs(first, compared)
-    assert sizes[-1] == compared and all(b <= 2 * a for a, b in zip(sizes, sizes[1:], strict=False))
+    assert sizes[-1] == compared and all(b <= 2 * a for a, b in pairwise(sizes))
     # The worst case: the best text so far falls first, and each proposal that survives pays for its new passages.
-    field = [0] * proposals
-    paid = 0
-    for place, size in enumerate(sizes):
-        paid += sum(size - before for before in field)
-        field = [size] * min(len(field), (proposals + 2) // 2 if place == 0 else (survivors + 1) // 2)
-        survivors = (proposals + 2) // 2 if place == 0 else (survivors + 1) // 2
+    seen, left, paid = [0] * proposals, proposals + 1, 0
+    for size in sizes:
+        paid += sum(size - before for before in seen)
+        left = left - left // 2
+        seen = [size] * min(len(seen), left)
     assert paid == most_pairs(proposals, sizes)
 
 

@@ -92,8 +92,8 @@ def said_of(task: PromptTask, winner: str, confirmation: Confirmation | None) ->
         return (*ended, "No text had a higher mean than the recipe's, so there was none to confirm.")
     if confirmation is not None:
         figures = (
-            f"on {confirmation.passages} passages that chose nothing its reward is {confirmation.difference:+.4f} beside "
-            f"the recipe's text ({CONFIDENCE:.0%} interval {confirmation.low:+.4f} to {confirmation.high:+.4f})"
+            f"on {confirmation.passages} passages that chose nothing its reward is {confirmation.difference:+.4f} "
+            f"beside the recipe's text ({CONFIDENCE:.0%} interval {confirmation.low:+.4f} to {confirmation.high:+.4f})"
         )
         if confirmation.confirmed:
             return (*ended, f"The new guiding text is confirmed: {figures}.")

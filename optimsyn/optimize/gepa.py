@@ -69,6 +69,7 @@ class Proposer:
         reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
         components_to_update: Sequence[str],
     ) -> dict[str, str]:
+        """The proposed text by component; empty where the reply was unusable."""
         try:
             proposed = self.inner(candidate, reflective_dataset, list(components_to_update))
         except Exception as error:  # noqa: BLE001 - GEPA would skip the proposal silently, whatever it is

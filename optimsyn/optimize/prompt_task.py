@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -219,11 +219,10 @@ class PromptTask:
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
         start: The guiding text to start from.
         comparison: The passages that every text is compared on.
-        held: Passages on which the winner is confirmed; a method does not see them.
+        held: Passages to confirm the winner on; a method leaves them alone.
         training: Passages to learn from: those outside `comparison` and `held`, if the run has others.
-        learning: The passages on which the built-in methods make and first try proposals: those of `training`, where
-            `metric_calls` has room for that, else those of `comparison`.
-        ended: Why the search ended, of `optimsyn.optimize.confirmation.ENDINGS`; None: its method says nothing.
+        learning: Those that proposals are made and first tried on: `training` where the budget has room for that.
+        ended: Why the search ended, a key of `ENDINGS`; None: its method says nothing.
         program: A DSPy program that writes rubrics; its one instruction is the guiding text.
         watch: Remembers the first error of any thread.
     """
@@ -299,7 +298,7 @@ class PromptTask:
     def candidates(self) -> list[Candidate]:
         """Every judged text with its mean so far, the start text first."""
         with self._lock:
-            return [Candidate(text, _mean(scores.values()), len(scores)) for text, scores in self._scores.items()]
+            return [Candidate(text, fmean(scores.values()), len(scores)) for text, scores in self._scores.items()]
 
     def examples(self, passages: Sequence[Passage] | None = None) -> list[dspy.Example]:
         """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
@@ -337,7 +336,7 @@ class PromptTask:
     def compare(self, text: str) -> Candidate:
         """Judges a text on all passages of `comparison`; this mean decides in the end."""
         rows = self.judge(text)
-        return Candidate(self.program.under(text).guiding_text, _mean(row.score for row in rows), len(rows))
+        return Candidate(self.program.under(text).guiding_text, fmean(row.score for row in rows), len(rows))
 
     def metric(
         self, gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
@@ -375,11 +374,11 @@ class PromptTask:
                 return
             if self.left < 1:
                 most = self.spendable
-                kept = f", of which {2 * len(self.held)} are kept to confirm the winner" if self.held else ""
+                kept = f" ({2 * len(self.held)} more are for the confirmation)" if self.held else ""
                 raise StageError(
                     f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
-                    f"optimizers.prompt.metric_calls allows{kept}; nothing more was bought, and all judgements are kept. A "
-                    f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
+                    f"optimizers.prompt.metric_calls allows{kept}; nothing more was bought, all judgements are kept. "
+                    f"A text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"
                 )
             self._asked.add((text, passage, seed))
@@ -390,7 +389,7 @@ class PromptTask:
             scores[passage] = score
             if text in self._closed or any(other.id not in scores for other in self.comparison):
                 return
-            mean = _mean(scores[other.id] for other in self.comparison)
+            mean = fmean(scores[other.id] for other in self.comparison)
             gained, self._best = mean > self._best, max(self._best, mean)
             self._in_vain = 0 if gained else self._in_vain + 1
             self._close(text, "start" if text == self.start else "compared", mean)
@@ -399,9 +398,3 @@ class PromptTask:
         self._closed.add(text)
         row = {"judged": self.judged, "status": status, "score": score, "best": self._best, "guiding_text": text}
         self.history.add(row | more)
-
-
-def _mean(scores: Iterable[float]) -> float:
-    """A mean that does not depend on the order of threads."""
-    values = list(scores)
-    return math.fsum(values) / len(values)

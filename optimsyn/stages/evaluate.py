@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.files import iter_json, write_json, write_jsonl
-from optimsyn.runs.results.built_in import EvaluateResult, FineTuneResult, MetricValue, twin_notes
+from optimsyn.runs.results.built_in import EvaluateResult, FineTuneResult, MetricValue
 from optimsyn.stages.shared import Tools
 from optimsyn.training.intervals import UNTUNED
 
@@ -104,5 +104,5 @@ def _result(run: Run) -> EvaluateResult:
         f"Intervals: {percent} percentile bootstrap over the test questions; differences are paired with the target as "
         "it came. One seed of training: they say nothing about the spread over seeds. Lower answer_loss is better."
     )
-    notes = (note, *twin_notes(FineTuneResult.load(run).variants or {}))
+    notes = (note, *FineTuneResult.load(run).notes)
     return EvaluateResult(metrics=tuple(MetricValue.model_validate(row) for row in table), notes=notes)

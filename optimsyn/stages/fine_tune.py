@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.runs.results.built_in import FineTuned, FineTuneResult, twin_notes
+from optimsyn.base.terminal.labels import variant_label
+from optimsyn.runs.results.built_in import FineTuned, FineTuneResult
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
@@ -51,4 +53,14 @@ def run(run: Run) -> FineTuneResult:
             tuned[variant] = FineTuned(
                 pairs=len(pairs), steps=steps, loss_first=losses[0], loss_last=losses[-1], same_as=twin
             )
-        return FineTuneResult(variants=tuned, notes=twin_notes(tuned)).save(run)
+        return FineTuneResult(variants=tuned, notes=_twin_notes(tuned)).save(run)
+
+
+def _twin_notes(tuned: Mapping[str, FineTuned]) -> tuple[str, ...]:
+    """A sentence for each variant that has the pairs of another one."""
+    return tuple(
+        f"{variant_label(name).capitalize()}: same pairs as {variant_label(each.same_as)}, so both are one training "
+        "and one result."
+        for name, each in tuned.items()
+        if each.same_as is not None
+    )

@@ -277,7 +277,7 @@ def _searched(most: int, compared: int, tried: int, learned: int) -> tuple[float
 
 def _won(proposals: float) -> float:
     """The probability that a search finds a better text than the recipe's, which grows with its proposals."""
-    return 1 - (1 - _FOUND) ** proposals
+    return 1.0 - math.pow(1.0 - _FOUND, proposals)
 
 
 def _changed(recipe: Recipe, passages: int) -> Range:

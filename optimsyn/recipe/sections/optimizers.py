@@ -54,9 +54,9 @@ class PromptOptimizer(Section):
     confirm_passages: int | None = Field(
         None,
         ge=0,
-        description="Further passages, which chose nothing, on which the winner has to beat the recipe's text before it "
-        f"replaces it. They cost two pairs each of metric_calls. null: as many as `passages`, but at most metric_calls / "
-        f"{_CONFIRMED_SHARE}, and none where that is below {FEWEST_CONFIRMED}. 0: none.",
+        description="Further passages, which chose nothing, on which the winner has to beat the recipe's text before "
+        "it replaces it. They cost two pairs each of metric_calls. null: as many as `passages`, but at most "
+        f"metric_calls / {_CONFIRMED_SHARE}, and none where that is below {FEWEST_CONFIRMED}. 0: none.",
     )
     patience: int = Field(10, ge=1, description="gepa, halving: proposals in a row without a gain that end the search.")
 

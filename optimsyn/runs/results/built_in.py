@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from optimsyn.base.terminal.labels import method_label, variant_label
+from optimsyn.base.terminal.labels import method_label
 from optimsyn.optimize.confirmation import Confirmation
 from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.results.losses import Losses
@@ -322,7 +322,7 @@ class FineTuned(_Part):
     steps: int | None = Field(None, description="Training steps.")
     loss_first: float | None = Field(None, description="Training loss of the first step, in nats a token.")
     loss_last: float | None = Field(None, description="Training loss of the last step, in nats a token.")
-    same_as: str | None = Field(None, description="An earlier variant with the same pairs, whose adapter this one took.")
+    same_as: str | None = Field(None, description="An earlier variant with the same pairs, whose training is this one.")
 
 
 class FineTuneResult(StageResult):
@@ -334,9 +334,7 @@ class FineTuneResult(StageResult):
     def cells(self) -> Cells:
         """A row for each variant."""
         columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
-        rows = tuple(
-            (name, *each.model_dump(exclude={"same_as"}).values()) for name, each in (self.variants or {}).items()
-        )
+        rows = tuple((name, *list(each.model_dump().values())[:4]) for name, each in (self.variants or {}).items())
         return Cells("Fine-tuning", columns, rows)
 
     @classmethod
@@ -344,16 +342,6 @@ class FineTuneResult(StageResult):
         """The facts; older versions had the variants at this level."""
         facts = super().recorded(raw)
         return facts if "variants" in facts or not facts else {"variants": facts}
-
-
-def twin_notes(tuned: Mapping[str, FineTuned]) -> tuple[str, ...]:
-    """A sentence for each variant that has the pairs of another one."""
-    return tuple(
-        f"{variant_label(name).capitalize()}: same pairs as {variant_label(each.same_as)}, so both are one training and "
-        "one result."
-        for name, each in tuned.items()
-        if each.same_as is not None
-    )
 
 
 class MetricValue(_Part):
