@@ -111,6 +111,19 @@ def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:
     assert fewer.of("synthesize").requests.high <= 4 * (600 * (1 + 2 + 2 + 1 + 3))
 
 
+@pytest.mark.parametrize("method", ["gepa", "halving"])
+def test_a_search_has_room_for_its_confirmation(tmp_path: Path, method: str) -> None:
+    def pairs(**prompt: Any) -> Range:
+        sizes = {"metric_calls": 80, "passages": 10, "minibatch": 4, "method": method, **prompt}
+        return foreseen(a_recipe(tmp_path, **{"optimizers.prompt": sizes})).of("optimize_prompt").requests
+
+    # Of 80 judged pairs 20 are for it, and a search of 60 ends with room for less than one proposal.
+    assert 2 * (60 - 14) < pairs(metric_calls=60, confirm_passages=0).expected <= 2 * 60
+    added = pairs().expected - pairs(metric_calls=60, confirm_passages=0).expected
+    assert added == pytest.approx(2 * 20, rel=0.1)
+    assert pairs().high == pairs(confirm_passages=0).high == 2 * 80
+
+
 def test_a_large_budget_of_the_search_needs_no_deep_stack(tmp_path: Path) -> None:
     sizes = {"optimizers.prompt": {"metric_calls": 20_000, "passages": 40, "minibatch": 1}}
     assert foreseen(a_recipe(tmp_path, **sizes)).of("optimize_prompt").requests.expected > 2 * 19_900

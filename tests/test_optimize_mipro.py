@@ -58,7 +58,7 @@ class Proposer(RubricModel):
 
 
 def search(folder: Path, reflection: Any, *, calls: int = 32, reward: Any = None, model: Any = None) -> PromptResult:
-    config = PromptOptimizer(method="miprov2", metric_calls=calls, passages=4)
+    config = PromptOptimizer(method="miprov2", metric_calls=calls, passages=4, confirm_passages=0)
     writer = RubricWriter(model or RubricModel(ReplyCache(folder / "rubrics.sqlite")), BASE_TEXT)
     reward = reward or make_reward(source="optimize_prompt")
     return optimize_guiding_text(PromptTask(config, writer, reward, passages(8), Shape(), 5, folder / "s", reflection))

@@ -39,12 +39,23 @@ _REFLECTION_TASK = (
 def search(task: PromptTask) -> str:
     """The best text that GEPA compared on all passages; so the start text unless another is better.
 
-    GEPA tries a proposal on `task.config.minibatch` passages and, when it is better there, on the rest.
+    GEPA tries a proposal on `task.config.minibatch` passages and, when it is better there, on all that texts are
+    compared on.
     """
     return _Search(task).run()
 
 
-class _Proposer:
+def reflector() -> Callable[..., dict[str, str]]:
+    """DSPy's proposer, which asks the reflection model for a text with the feedback before it."""
+    from dspy.teleprompt.gepa import InstructionProposer
+
+    proposer: Callable[..., dict[str, str]] = InstructionProposer(
+        base_instructions=_REFLECTION_TASK, max_chars=LONGEST_PROPOSAL
+    )
+    return proposer
+
+
+class Proposer:
     """Calls the proposer so that its errors surface, and keeps the proposed text for the history."""
 
     def __init__(self, inner: Callable[..., dict[str, str]], task: PromptTask) -> None:
@@ -58,6 +69,7 @@ class _Proposer:
         reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
         components_to_update: Sequence[str],
     ) -> dict[str, str]:
+        """The proposed text by component; empty where the reply was unusable."""
         try:
             proposed = self.inner(candidate, reflective_dataset, list(components_to_update))
         except Exception as error:  # noqa: BLE001 - GEPA would skip the proposal silently, whatever it is
@@ -96,6 +108,8 @@ class _Search:
         self.task = task
         self.evidence = EvidenceProposer(task.start, lambda: task.judgements)
         self.proposal = ""
+        self._parent = ""
+        self._size = min(task.config.minibatch, len(task.learning))
         self._tried = ""
         self._minibatch: set[str] = set()
         self._lock = threading.Lock()
@@ -107,9 +121,9 @@ class _Search:
         gepa = dspy.GEPA(
             metric=task.metric,
             max_metric_calls=_GEPA_CALLS_PER_PAIR * task.config.metric_calls,
-            reflection_minibatch_size=min(task.config.minibatch, len(examples)),
+            reflection_minibatch_size=self._size,
             reflection_lm=None if task.reflection is None else make_lm(task.reflection, temperature=1.0),
-            instruction_proposer=_Proposer(self._inner_proposer(), task),
+            instruction_proposer=Proposer(self._inner_proposer(), task),
             skip_perfect_score=False,
             use_merge=False,
             num_threads=min(len(examples), THREADS),
@@ -118,25 +132,22 @@ class _Search:
             seed=task.seed,
             gepa_kwargs={"callbacks": [self], "stop_callbacks": [self.stop]},
         )
-        result = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
+        result = gepa.compile(task.program, trainset=task.examples(task.learning), valset=examples).detailed_results
         scores = [float(score) for score in result.val_aggregate_scores]
         winner = max(range(len(scores)), key=lambda index: (scores[index], -index))
         return str(result.candidates[winner].guiding_text)
 
     def _inner_proposer(self) -> Callable[..., dict[str, str]]:
-        if self.task.reflection is None:
-            return self.evidence
-        from dspy.teleprompt.gepa import InstructionProposer
-
-        proposer: Callable[..., dict[str, str]] = InstructionProposer(
-            base_instructions=_REFLECTION_TASK, max_chars=LONGEST_PROPOSAL
-        )
-        return proposer
+        return self.evidence if self.task.reflection is None else reflector()
 
     def stop(self, state: Any) -> bool:
-        """Ends the search after an error, or when the next proposal could exceed the budget of judged pairs."""
-        spent = self.task.left < len(self.task.comparison)
-        return self.task.watch.error is not None or spent or (self.task.reflection is None and self.evidence.exhausted)
+        """Ends the search after an error, without a new text, or where `PromptTask.over` says so."""
+        task = self.task
+        # On passages of their own, a proposal and its parent are judged first.
+        first = 0 if task.learning is task.comparison else 2 * self._size
+        if task.watch.error is None and task.reflection is None and self.evidence.exhausted:
+            task.ended = "proposals"
+        return task.watch.error is not None or task.ended is not None or task.over(first + len(task.comparison))
 
     def _compare_at_once(self, text: str, passage: Passage) -> None:
         """Judges a text that GEPA begins to compare on all passages, whose examples DSPy evaluates one by one.
@@ -155,11 +166,20 @@ class _Search:
         with self.task.watch():
             self.proposal = next(iter(event["new_instructions"].values()))
 
+    def on_candidate_selected(self, event: Mapping[str, Any]) -> None:
+        """A text was chosen to propose another one from."""
+        with self.task.watch():
+            self._parent = next(iter(event["candidate"].values()))
+
     def on_evaluation_start(self, event: Mapping[str, Any]) -> None:
         """A text is about to be tried on a minibatch; only a new one has no index."""
-        if event["candidate_idx"] is None:
+        passages = [example.passage for example in event["inputs"]]
+        if event["candidate_idx"] is not None:
+            if self.task.learning is not self.task.comparison and self._parent:
+                with self.task.watch():
+                    self.task.judge(self._parent, passages)
+        else:
             with self.task.watch():
-                passages = [example.passage for example in event["inputs"]]
                 self.task.judge(self.proposal, passages)
                 with self._lock:
                     self._tried = self.task.program.under(self.proposal).guiding_text
@@ -168,5 +188,5 @@ class _Search:
     def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
         """A proposal was no better than its parent on the minibatch."""
         with self.task.watch():
-            size = min(self.task.config.minibatch, len(self.task.comparison))
+            size = self._size
             self.task.reject(self.proposal, event["new_score"] / size, parent_score=event["old_score"] / size)

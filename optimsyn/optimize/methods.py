@@ -58,6 +58,13 @@ def gepa(task: PromptTask) -> str:
     return search(task)
 
 
+def halving(task: PromptTask) -> str:
+    """Successive halving: many proposals on few passages, the better half on twice as many, and so on."""
+    from optimsyn.optimize.halving import search
+
+    return search(task)
+
+
 class _MIPROv2:
     """`dspy.MIPROv2`: a reflection model proposes texts from examples, and Optuna chooses which to try."""
 
@@ -128,7 +135,7 @@ def _problem(part: object) -> str | None:
     return None if problem is None else f"{problem}; {wanted}"
 
 
-PROMPT_OPTIMIZERS.provide({"gepa": gepa, "miprov2": _MIPROv2()}, _problem)
+PROMPT_OPTIMIZERS.provide({"gepa": gepa, "halving": halving, "miprov2": _MIPROv2()}, _problem)
 POLICY_OPTIMIZERS.provide({"grpo": _Grpo(), "expert": _InRounds("expert"), "dpo": _InRounds("dpo")}, _problem)
 
 

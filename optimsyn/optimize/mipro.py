@@ -49,7 +49,8 @@ def search(task: PromptTask) -> str:
         raise ModelError(
             "optimizers.prompt.method: miprov2 needs the package optuna; pip install 'optimsyn[mipro]'"
         ) from None
-    texts = min(MIPRO_TEXTS, task.config.metric_calls // len(task.comparison))
+    shared = task.learning is task.comparison
+    texts = min(MIPRO_TEXTS, (task.spendable - (0 if shared else len(task.learning))) // len(task.comparison))
     examples = task.examples()
     lm = _reflection_lm(task.reflection, task)
     optimizer = _Search(
@@ -69,9 +70,11 @@ def search(task: PromptTask) -> str:
         track_stats=False,
     )
     task.program.before = _compares_at_once(task)
+    if not shared:
+        task.judge(task.start, task.learning)
     best = optimizer.compile(
         task.program,
-        trainset=examples,
+        trainset=task.examples(task.learning),
         valset=examples,
         # DSPy's own rule for this number of texts of one predictor.
         num_trials=int(max(2 * math.log2(texts), 1.5 * texts)),
@@ -80,6 +83,7 @@ def search(task: PromptTask) -> str:
         minibatch=False,
         view_data_batch_size=_VIEWED,
     )
+    task.ended = "plan"
     return str(best.guiding_text)
 
 

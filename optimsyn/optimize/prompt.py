@@ -21,6 +21,7 @@ from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_json
 from optimsyn.base.identity import Identity
 from optimsyn.base.secrets.redaction import CleanWriter
+from optimsyn.optimize.confirmation import Confirmation, confirm, said_of
 from optimsyn.optimize.methods import method_identity, prompt_method
 from optimsyn.optimize.prompt_task import PromptTask
 from optimsyn.reward.judgements import digest
@@ -33,11 +34,14 @@ class PromptResult(BaseModel):
         method: The name of the method in the recipe.
         guiding_text: The best text; the start text if none is better.
         start_score: Mean reward of the start text over the compared passages.
-        score: Mean reward of the best text over the same passages. It is the best of several noisy means, so expect
-            somewhat less on other passages.
+        score: Mean reward of the chosen text over the same passages. It is the best of several noisy means, so expect
+            somewhat less on other passages, as in `confirmation`.
         candidates: Number of texts tried, including the start text.
         judged: Number of distinct pairs judged.
         history: The rows of `history.jsonl`.
+        ended: Why it ended, a key of `ENDINGS`; None: its method did not say.
+        confirmation: The winner on passages that chose nothing; None: there was no winner, or no such passages.
+        notes: Sentences on both.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,13 +53,17 @@ class PromptResult(BaseModel):
     candidates: int
     judged: int
     history: list[dict[str, Any]]
+    ended: str | None = None
+    confirmation: Confirmation | None = None
+    notes: tuple[str, ...] = ()
 
 
 def optimize_guiding_text(task: PromptTask) -> PromptResult:
     """Searches for a guiding text whose rubrics lead to pairs of higher reward, by the recipe's method.
 
     Every candidate is compared on the same passages with the same sampling seeds. The start text is judged first; the
-    method's text replaces it only if its mean is strictly better.
+    method's text replaces it only if its mean is strictly better, also on passages that chose nothing where the run and
+    the budget have some (`optimsyn.optimize.confirmation`).
 
     Args:
         task: Its folder receives `history.jsonl` (a row for each candidate), `search.log` (the method's output) and
@@ -76,6 +84,9 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
         "the passages": [(passage.id, passage.text) for passage in task.comparison],
         "the seed": task.seed,
     }
+    if task.held:
+        inputs["the held passages"] = [(each.id, each.text) for each in task.held]
+        inputs["the passages to learn from"] = [(each.id, each.text) for each in task.learning]
     if own:
         inputs["the source of optimizers.prompt.method"] = own
         inputs["the passages to train on"] = [(each.id, each.text) for each in task.training]
@@ -92,10 +103,14 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
             if task.program.under(text).guiding_text != start.guiding_text:
                 chosen = task.compare(text)
                 best = chosen if chosen.score > start.score else start
+            task.close()
+            winner = best.guiding_text
+            confirmation = None if best is start else confirm(task, winner)
+            if confirmation is not None and not confirmation.confirmed:
+                best = start
         except Exception as error:  # noqa: BLE001 - raised below, unless an earlier error caused it
             task.watch.remember(error)
     task.watch.raise_first()
-    task.close()
     result = PromptResult(
         method=name,
         guiding_text=best.guiding_text,
@@ -104,6 +119,9 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
         candidates=len(task.candidates),
         judged=task.judged,
         history=task.history.rows,
+        ended=task.ended,
+        confirmation=confirmation,
+        notes=said_of(task, winner, confirmation),
     )
     write_json(task.folder / "result.json", {**identity.saved(), **result.model_dump(mode="json")})
     return result

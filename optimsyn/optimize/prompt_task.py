@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -219,7 +219,10 @@ class PromptTask:
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
         start: The guiding text to start from.
         comparison: The passages that every text is compared on.
-        training: Passages to learn from: those outside `comparison`, if the run has others.
+        held: Passages to confirm the winner on; a method leaves them alone.
+        training: Passages to learn from: those outside `comparison` and `held`, if the run has others.
+        learning: Those that proposals are made and first tried on: `training` where the budget has room for that.
+        ended: Why the search ended, a key of `ENDINGS`; None: its method says nothing.
         program: A DSPy program that writes rubrics; its one instruction is the guiding text.
         watch: Remembers the first error of any thread.
     """
@@ -234,18 +237,26 @@ class PromptTask:
     reflection: LanguageModel | None = None
     start: str = field(init=False)
     comparison: tuple[Passage, ...] = field(init=False)
+    held: tuple[Passage, ...] = field(init=False)
     training: tuple[Passage, ...] = field(init=False)
+    learning: tuple[Passage, ...] = field(init=False)
+    ended: str | None = field(init=False, default=None)
     watch: Watch = field(init=False, default_factory=Watch)
     _asked: set[tuple[str, str, int]] = field(init=False, default_factory=set)
     _scores: dict[str, dict[str, float]] = field(init=False, default_factory=dict)
     _closed: set[str] = field(init=False, default_factory=set)
     _best: float = field(init=False, default=float("-inf"))
+    _in_vain: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.start = self.writer.guiding_text.strip()
-        size = max(1, min(self.config.passages, self.config.metric_calls // 2))
-        self.comparison = tuple(self.passages[:size])
-        self.training = tuple(self.passages[size : 2 * size]) or self.comparison
+        split = self.config.split(len(self.passages))
+        self.spendable = split.searched
+        self.comparison = tuple(self.passages[: split.compared])
+        rest = self.passages[split.compared :]
+        self.held, rest = tuple(rest[: split.held]), rest[split.held :]
+        self.training = tuple(rest[: split.learned or split.compared]) or self.comparison
+        self.learning = self.training if split.learned else self.comparison
         self._before = self.reward.different
         self._lock = threading.RLock()
 
@@ -268,7 +279,15 @@ class PromptTask:
     @property
     def left(self) -> int:
         """How many pairs may still be judged; repeated pairs are free."""
-        return self.config.metric_calls - len(self._asked)
+        return self.spendable - len(self._asked)
+
+    def over(self, costs: int) -> bool:
+        """Whether to end, since the budget has no room for `costs` more pairs or proposals gain nothing any more."""
+        if self.left < costs:
+            self.ended = "budget"
+        elif self._in_vain >= self.config.patience:
+            self.ended = "patience"
+        return self.ended is not None
 
     @property
     def judgements(self) -> list[Judgement]:
@@ -279,7 +298,7 @@ class PromptTask:
     def candidates(self) -> list[Candidate]:
         """Every judged text with its mean so far, the start text first."""
         with self._lock:
-            return [Candidate(text, _mean(scores.values()), len(scores)) for text, scores in self._scores.items()]
+            return [Candidate(text, fmean(scores.values()), len(scores)) for text, scores in self._scores.items()]
 
     def examples(self, passages: Sequence[Passage] | None = None) -> list[dspy.Example]:
         """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
@@ -317,7 +336,7 @@ class PromptTask:
     def compare(self, text: str) -> Candidate:
         """Judges a text on all passages of `comparison`; this mean decides in the end."""
         rows = self.judge(text)
-        return Candidate(self.program.under(text).guiding_text, _mean(row.score for row in rows), len(rows))
+        return Candidate(self.program.under(text).guiding_text, fmean(row.score for row in rows), len(rows))
 
     def metric(
         self, gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
@@ -340,6 +359,7 @@ class PromptTask:
         """
         with self._lock:
             if text not in self._closed:
+                self._in_vain += 1
                 self._close(text, "rejected", score, **more)
 
     def close(self) -> None:
@@ -353,11 +373,12 @@ class PromptTask:
             if (text, passage, seed) in self._asked:
                 return
             if self.left < 1:
-                most = self.config.metric_calls
+                most = self.spendable
+                kept = f" ({2 * len(self.held)} more are for the confirmation)" if self.held else ""
                 raise StageError(
                     f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
-                    "optimizers.prompt.metric_calls allows; nothing more was bought, and all judgements are kept. A "
-                    f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
+                    f"optimizers.prompt.metric_calls allows{kept}; nothing more was bought, all judgements are kept. "
+                    f"A text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"
                 )
             self._asked.add((text, passage, seed))
@@ -368,17 +389,12 @@ class PromptTask:
             scores[passage] = score
             if text in self._closed or any(other.id not in scores for other in self.comparison):
                 return
-            mean = _mean(scores[other.id] for other in self.comparison)
-            self._best = max(self._best, mean)
+            mean = fmean(scores[other.id] for other in self.comparison)
+            gained, self._best = mean > self._best, max(self._best, mean)
+            self._in_vain = 0 if gained else self._in_vain + 1
             self._close(text, "start" if text == self.start else "compared", mean)
 
     def _close(self, text: str, status: str, score: float, **more: Any) -> None:
         self._closed.add(text)
         row = {"judged": self.judged, "status": status, "score": score, "best": self._best, "guiding_text": text}
         self.history.add(row | more)
-
-
-def _mean(scores: Iterable[float]) -> float:
-    """A mean that does not depend on the order of threads."""
-    values = list(scores)
-    return math.fsum(values) / len(values)

@@ -35,7 +35,7 @@ from optimsyn.recipe.sections.models import (
     Section,
     TargetSpec,
 )
-from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, Optimizers
+from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, LATER_PROMPT_FIELDS, Optimizers
 from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, Reward
 from optimsyn.recipe.sections.seeds import Purpose, Seeds
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
@@ -249,7 +249,7 @@ class Recipe(Shown, Section):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
-        _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
+        _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], LATER_PROMPT_FIELDS)
         # Before methods had rates of their own, this was a number.
         raw["optimizers"]["policy"]["lr"] = self.optimizers.policy.learning_rate
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
@@ -356,8 +356,7 @@ class Recipe(Shown, Section):
             if self.synthesis.arms is not None:
                 why = "but synthesis.arms does not name it; add it"
             wrong.append(
-                f"synthesis.dataset is {self.synthesis.dataset!r}, {why} or choose one of "
-                f"{', '.join(self.variants)}"
+                f"synthesis.dataset is {self.synthesis.dataset!r}, {why} or choose one of {', '.join(self.variants)}"
             )
         wrong += arm_problems(self.synthesis, self.optimizers, self.models.rubric)
         if self.models.target.api_base is not None:

@@ -25,7 +25,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "warm_up": {"pairs": 6, "steps": 3, "max_steps": 4, "every": 2, "batch_size": 2, "checkpoints": 1},
     "influence": {"batch_tokens": 1024},
     "reward.look": {"pairs": 6, "subsets": 2, "steps": 4},
-    "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
+    "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2, "confirm_passages": 0},
     # The temperature of the rubric model below.
     "optimizers.policy": {
         "steps": 1,

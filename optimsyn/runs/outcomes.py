@@ -137,6 +137,9 @@ def _warm_up(result: WarmUpResult) -> str:
 
 def _optimize_prompt(result: OptimizePromptResult) -> str:
     tried = f"{_count(result.candidates, 'text')} tried on {_number(result.judged)} pairs"
+    seen = result.confirmation
+    if result.changed is False and seen is not None:
+        return f"{tried}; the best was not confirmed ({seen.difference:+.3f} on {_count(seen.passages, 'passage')})"
     if result.changed is False:
         return f"{tried}; none beat the recipe's own ({_number(result.start_score)})"
     return f"reward {_number(result.start_score)} → {_number(result.score)}, {tried}"

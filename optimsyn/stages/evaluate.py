@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.files import iter_json, write_json, write_jsonl
-from optimsyn.runs.results.built_in import EvaluateResult, MetricValue
+from optimsyn.runs.results.built_in import EvaluateResult, FineTuneResult, MetricValue
 from optimsyn.stages.shared import Tools
 from optimsyn.training.intervals import UNTUNED
 
@@ -51,9 +51,13 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
     rows_by_variant: dict[str, list[QuestionRow]] = {}
     target = None
     answered = 0
+    tuned = FineTuneResult.load(run).variants or {}
     for variant, adapter in variants:
         path = run.path("evaluate", f"{variant}.jsonl")
-        if not path.is_file():
+        twin = tuned[variant].same_as if variant in tuned else None
+        if not path.is_file() and twin is not None:
+            write_jsonl(path, [dict(row) for row in rows_by_variant[twin]])
+        elif not path.is_file():
             total = len(variants) * len(tools.test)
             stage.progress(answered, total, "answers")
             if target is None:
@@ -102,4 +106,5 @@ def _result(run: Run) -> EvaluateResult:
         f"Intervals: {percent} percentile bootstrap over the test questions; differences are paired with the target as "
         "it came. One seed of training: they say nothing about the spread over seeds. Lower answer_loss is better."
     )
-    return EvaluateResult(metrics=tuple(MetricValue.model_validate(row) for row in table), notes=(note,))
+    notes = (note, *FineTuneResult.load(run).notes)
+    return EvaluateResult(metrics=tuple(MetricValue.model_validate(row) for row in table), notes=notes)

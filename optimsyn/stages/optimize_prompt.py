@@ -72,6 +72,8 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
         candidates=search.candidates,
         judged=search.judged,
         changed=search.guiding_text != recipe.guiding_text.strip(),
+        ended=search.ended,
+        confirmation=search.confirmation,
         busy=loads_of(tools.meter),
-        notes=tuple(passed_over(reward)),
+        notes=(*search.notes, *passed_over(reward)),
     ).save(run)

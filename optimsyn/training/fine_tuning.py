@@ -102,6 +102,39 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     return folder / ADAPTER
 
 
+def training_set(pairs: Sequence[Pair | Question]) -> list[dict[str, Any]]:
+    """All that the target sees of pairs, in order; equal ones give equal adapters."""
+    return [sample_of(pair).model_dump(mode="json", exclude={"id"}) for pair in pairs]
+
+
+def adopt(
+    spec: TargetSpec, pairs: Sequence[Pair | Question], config: FineTune, folder: Path, seed: int, twin: Path
+) -> Path:
+    """Takes over the finished fine-tuning in another folder, of an equal `training_set`, settings and seed.
+
+    Args:
+        spec: The target model.
+        pairs: The pairs of this folder's variant.
+        config: As in `fine_tune`.
+        folder: Receives copies of the adapter and its history.
+        seed: As in `fine_tune`.
+        twin: The folder of the finished fine-tuning.
+
+    Returns:
+        The folder of the adapter.
+    """
+    inputs, state = _inputs(spec, pairs, config, seed), _state(folder)
+    if inputs.same_as(state, "inputs") and state.get("finished") is True and (folder / ADAPTER).is_dir():
+        return folder / ADAPTER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copytree(twin / ADAPTER, folder / ADAPTER)
+    shutil.copyfile(twin / HISTORY, folder / HISTORY)
+    # Last, so that a torn copy is not taken for a whole one.
+    write_json(folder / _DONE, {**inputs.saved("inputs"), "finished": True})
+    return folder / ADAPTER
+
+
 def _inputs(spec: TargetSpec, pairs: Sequence[Pair | Question], config: FineTune, seed: int) -> Identity:
     """Everything that determines the result."""
     return Identity.of(

@@ -46,7 +46,14 @@ SOURCE_LABELS = {
     "other": "influence on another domain's questions (a control)",
 }
 
-METHOD_LABELS = {"gepa": "GEPA", "miprov2": "MIPROv2", "grpo": "GRPO", "expert": "expert iteration", "dpo": "DPO"}
+METHOD_LABELS = {
+    "gepa": "GEPA",
+    "halving": "successive halving",
+    "miprov2": "MIPROv2",
+    "grpo": "GRPO",
+    "expert": "expert iteration",
+    "dpo": "DPO",
+}
 
 METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
 LOWER_IS_BETTER = frozenset({"answer_loss"})

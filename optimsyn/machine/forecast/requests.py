@@ -18,8 +18,9 @@ from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
 from optimsyn.machine.forecast.lengths import Lengths, measure
+from optimsyn.optimize.halving import MOST_PROPOSALS, most_pairs, rungs
 from optimsyn.recipe.sections.arms import has_weights
-from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
+from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS, PromptSplit
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
 from optimsyn.runs.results.reading import result_of
@@ -46,6 +47,8 @@ _READ = Range(low=0.6, expected=0.9, high=1.0)
 _DRAWN_AGAIN = 0.3
 _ACCEPTED = 0.4
 _FOUND = 0.5
+# Winners that are confirmed on further passages: one in ten where the gain is chance, most where it is large.
+_CONFIRMED = 0.5
 # Replies with summaries of the passages, which methods other than gepa request before they propose anything.
 _SUMMARIES = 2
 _LEAST_SHARE = 0.2
@@ -219,56 +222,87 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     config = recipe.optimizers.prompt
     if not config.enabled:
         return []
-    compared, tried = _compared(recipe, passages)
+    split, tried = _split(recipe, passages)
     pairs, proposals = _proposed(recipe, passages)
-    judged = Range(low=compared, expected=pairs, high=config.metric_calls)
+    # A winner and the recipe's text are judged on the held passages.
+    confirmed = 2 * split.held * _won(proposals)
+    judged = Range(low=split.compared, expected=pairs + confirmed, high=config.metric_calls)
     work: list[tuple[Kind, Range]] = [("rubric", judged), ("pair", judged)]
     if recipe.models.reflection is not None:
-        most = 1 + (config.metric_calls - compared) / tried
-        if config.method != "gepa":
+        most = 1 + (split.searched - split.compared) / tried
+        if config.method == "halving":
+            most *= 2  # it asks again for a text that it knows
+        elif config.method != "gepa":
             proposals, most = proposals + _SUMMARIES, config.metric_calls
         work.append(("reflection", Range(low=1, expected=proposals, high=most)))
     return work
 
 
-def _compared(recipe: Recipe, passages: int) -> tuple[int, int]:
-    """The number of passages that guiding texts are compared on, and of those that a proposal is first tried on."""
+def _split(recipe: Recipe, passages: int) -> tuple[PromptSplit, int]:
+    """How the search uses its passages, and the number of those that a proposal is first tried on."""
     config = recipe.optimizers.prompt
-    compared = max(1, min(config.passages, config.metric_calls // 2, passages or config.passages))
-    return compared, min(config.minibatch, compared)
+    # Where the passages are not read yet: as many as it can use.
+    split = config.split(passages or 2 * (config.passages + config.metric_calls))
+    return split, min(config.minibatch, split.compared)
 
 
 def _proposed(recipe: Recipe, passages: int) -> tuple[float, float]:
     """The expected number of pairs that the search judges, and of texts that it tries beside the recipe's."""
     config = recipe.optimizers.prompt
-    compared, tried = _compared(recipe, passages)
+    split, tried = _split(recipe, passages)
+    compared, learned = split.compared, split.learned
     if config.method == "gepa":
-        return _searched(config.metric_calls, compared, tried)
+        return _searched(split.searched, compared, tried, learned)
+    if config.method == "halving":
+        return _halved(split.searched, compared, tried, learned)
     # Other methods compare each text in full, as far as known.
-    texts = config.metric_calls // compared
+    texts = (split.searched - (learned if config.method == "miprov2" else 0)) // compared
     if config.method == "miprov2":
         texts = min(texts, MIPRO_TEXTS)
+        return float(texts * compared + learned), float(texts - 1)
     return float(texts * compared), float(texts - 1)
 
 
-def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
-    """The expected numbers of judged pairs and proposed texts until the next proposal could exceed the budget."""
+def _halved(most: int, compared: int, tried: int, learned: int) -> tuple[float, float]:
+    """The same for successive halving, whose rounds are as large as the budget allows."""
+    sizes = rungs(tried, compared)
+    judged, proposals = compared, 0
+    while (left := most - judged - learned) >= most_pairs(1, sizes):
+        count = max(n for n in range(1, MOST_PROPOSALS + 1) if most_pairs(n, sizes) <= left)
+        # The best text so far is in every round, and costs nothing.
+        judged, proposals = judged + learned + most_pairs(count, sizes), proposals + count
+    return float(judged), float(proposals)
+
+
+def _searched(most: int, compared: int, tried: int, learned: int) -> tuple[float, float]:
+    """The expected numbers of judged pairs and proposed texts until the next proposal could exceed the budget.
+
+    On passages of their own, a text is judged when proposals are made from it, and then compared on all others.
+    """
+    accepted = compared + learned
     # Dynamic programming from the end of the budget: expected remaining (pairs, proposals) after `judged` pairs.
-    remaining = [(0.0, 0.0)] * (most + compared + 1)
-    for judged in range(most - compared, compared - 1, -1):
-        better, worse = remaining[judged + compared], remaining[judged + tried]
+    remaining = [(0.0, 0.0)] * (most + accepted + 1)
+    last = most - compared - (2 * tried if learned else 0)
+    for judged in range(last, compared - 1, -1):
+        better, worse = remaining[judged + accepted], remaining[judged + tried]
         remaining[judged] = (
-            _ACCEPTED * (compared + better[0]) + (1 - _ACCEPTED) * (tried + worse[0]),
+            _ACCEPTED * (accepted + better[0]) + (1 - _ACCEPTED) * (tried + worse[0]),
             1 + _ACCEPTED * better[1] + (1 - _ACCEPTED) * worse[1],
         )
-    pairs, proposals = remaining[compared]
-    return compared + pairs, proposals
+    pairs, proposals = remaining[accepted]
+    return accepted + pairs, proposals
+
+
+def _won(proposals: float) -> float:
+    """The probability that a search finds a better text than the recipe's, which grows with its proposals."""
+    return 1.0 - math.pow(1.0 - _FOUND, proposals)
 
 
 def _changed(recipe: Recipe, passages: int) -> Range:
-    """The probability that a search finds a better text than the recipe's, which grows with its proposals."""
+    """The probability that such a text replaces the recipe's."""
     _, proposals = _proposed(recipe, passages)
-    return Range(low=0.0, expected=1 - (1 - _FOUND) ** proposals, high=1.0)
+    kept = _CONFIRMED if _split(recipe, passages)[0].held else 1.0
+    return Range(low=0.0, expected=kept * _won(proposals), high=1.0)
 
 
 def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:

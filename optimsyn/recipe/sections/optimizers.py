@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,13 @@ from optimsyn.recipe.sections.parts import named
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
 # Newer fields of the policy: a recipe without them keeps its fingerprint, and its trainings resume.
+LATER_PROMPT_FIELDS = ("method", "confirm_passages", "patience")
+# A mean of fewer differences has no interval worth the name.
+FEWEST_CONFIRMED = 4
+# The share of the judged pairs that a confirmation takes by itself is two of these: the recipe's text and the new one.
+_CONFIRMED_SHARE = 8
+# Proposals to compare in full that the budget has room for, where they are made on passages of their own.
+_ROOM_TO_LEARN = 4
 LATER_POLICY_FIELDS = (
     *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
     *("rounds", "epochs", "held_passages"),
@@ -22,18 +29,75 @@ ROUND_METHODS = {"expert": 2e-4, "dpo": 5e-5}
 _LR = 1e-5
 
 
+class PromptSplit(NamedTuple):
+    """How many passages a prompt search uses for what.
+
+    Attributes:
+        compared: Those that every text is compared on.
+        learned: Others, on which proposals are made and first tried; 0: on those for comparing.
+        held: Others, on which the winner is confirmed; 0: it is not.
+        searched: Judged pairs that the search may spend before that.
+    """
+
+    compared: int
+    learned: int
+    held: int
+    searched: int
+
+
 class PromptOptimizer(Section):
     """The optimiser of the guiding text."""
 
     enabled: bool = Field(True, description="False: the recipe's guiding text stays as it is.")
     method: Annotated[str, named(PROMPT_OPTIMIZERS)] = Field(
         "gepa",
-        description="gepa, miprov2 (needs models.reflection), or one of your own: package.module:name, or the name "
-        "that it is registered under.",
+        description="gepa, halving, miprov2 (needs models.reflection), or one of your own: package.module:name, or the "
+        "name that it is registered under.",
     )
     metric_calls: int = Field(40, ge=4, description="Judged pairs that the search may spend.")
-    minibatch: int = Field(4, ge=1, description="Passages that gepa first tries a candidate on.")
+    minibatch: int = Field(4, ge=1, description="Passages that gepa and halving first try a candidate on.")
     passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
+    confirm_passages: int | None = Field(
+        None,
+        ge=0,
+        description="Further passages, which chose nothing, on which the winner has to beat the recipe's text before "
+        "it replaces it. They cost two pairs each of metric_calls. null: as many as `passages`, but at most "
+        f"metric_calls / {_CONFIRMED_SHARE}, and none where that is below {FEWEST_CONFIRMED}. 0: none.",
+    )
+    patience: int = Field(10, ge=1, description="gepa, halving: proposals in a row without a gain that end the search.")
+
+    @model_validator(mode="after")
+    def _confirmable(self) -> PromptOptimizer:
+        if self.confirm_passages and self.confirm_passages < FEWEST_CONFIRMED:
+            raise ValueError(
+                f"confirm_passages: {self.confirm_passages} are too few for an interval; give {FEWEST_CONFIRMED} or "
+                "more, 0 for none, or null"
+            )
+        if 4 * (self.confirm_passages or 0) > self.metric_calls:
+            raise ValueError(
+                f"confirm_passages: {self.confirm_passages} cost {2 * (self.confirm_passages or 0)} judged pairs, more "
+                f"than half of metric_calls: {self.metric_calls}; raise metric_calls, or give fewer"
+            )
+        return self
+
+    def split(self, passages: int) -> PromptSplit:
+        """How a run's passages are used."""
+
+        def compared(searched: int) -> int:
+            return max(1, min(self.passages, searched // 2, passages))
+
+        wanted = self.confirm_passages
+        if wanted is None:
+            wanted = min(self.passages, self.metric_calls // _CONFIRMED_SHARE)
+        size = compared(self.metric_calls - 2 * wanted)
+        held = min(wanted, passages - size)
+        if held < FEWEST_CONFIRMED:
+            return PromptSplit(compared(self.metric_calls), 0, 0, self.metric_calls)
+        searched = self.metric_calls - 2 * held
+        tried = min(self.minibatch, size)
+        enough = searched - size - 2 * tried >= _ROOM_TO_LEARN * (tried + size)
+        learned = 2 * tried if enough and passages - size - held >= 2 * tried else 0
+        return PromptSplit(size, learned, held, searched)
 
 
 class PolicyOptimizer(Section):

@@ -73,8 +73,9 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
     if facts.recipe.optimizers.prompt.enabled and facts.guiding_text is not None:
         before, after = (" ".join(text.split()) for text in (facts.recipe.guiding_text, facts.guiding_text))
         guiding = {"before": before, "parts": word_diff(before, after), "search": facts.optimize_prompt}
-    # Those of `evaluate` are below its table.
-    notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
+    # These two stages have their own below their tables.
+    apart = ("evaluate", "optimize_prompt" if guiding else "")
+    notes = [note for stage, result in facts.results.items() if stage not in apart for note in result.notes]
     of_services = run_notes(facts.manifest.services, facts.manifest.outcomes)
     by_metric: dict[str, list[MetricRow]] = {}
     for row in facts.evaluation:

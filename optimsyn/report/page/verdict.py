@@ -179,7 +179,7 @@ def _limits(facts: RunFacts) -> tuple[str, ...]:
         effects = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
         limits.append(f"Effects smaller than about {effects}: {wide[0][0]['n']} test questions cannot show them.")
     prompt = facts.optimize_prompt
-    if prompt is not None and prompt.changed:
+    if prompt is not None and prompt.changed and prompt.confirmation is None:
         limits.append(
             "How much better the new guiding text is: it was chosen by its reward on "
             f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from optimsyn.base.terminal.labels import method_label
+from optimsyn.optimize.confirmation import Confirmation
 from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.measured import MeasuredResult
@@ -187,6 +188,10 @@ class OptimizePromptResult(MeasuredResult):
     candidates: int | None = Field(None, description="Texts that were tried.")
     judged: int | None = Field(None, description="Pairs that were judged.")
     changed: bool | None = Field(None, description="Whether another text than the recipe's was chosen.")
+    ended: str | None = Field(None, description="Why it ended: budget, patience, proposals (none left) or plan.")
+    confirmation: Confirmation | None = Field(
+        None, description="The winner beside the recipe's text on passages that chose nothing, where it was confirmed."
+    )
 
     def search(self) -> dict[str, Any]:
         """The search in numbers, for a summary."""
@@ -203,6 +208,9 @@ class OptimizePromptResult(MeasuredResult):
             ("reward of the chosen guiding text", self.score, self.text),
             ("candidates tried", self.candidates, f"{self.judged} pairs judged"),
         )
+        if (seen := self.confirmation) is not None:
+            what = "gain on passages that chose nothing"
+            rows = (*rows, (what, seen.difference, f"{seen.low:+.4f} to {seen.high:+.4f}, {seen.passages} passages"))
         return Cells(
             f"Guiding text, before and after {method_label(self.method or 'gepa')}", ("what", "value", "text"), rows
         )
@@ -363,6 +371,7 @@ class FineTuned(_Part):
     steps: int | None = Field(None, description="Training steps.")
     loss_first: float | None = Field(None, description="Training loss of the first step, in nats a token.")
     loss_last: float | None = Field(None, description="Training loss of the last step, in nats a token.")
+    same_as: str | None = Field(None, description="An earlier variant with the same pairs, whose training is this one.")
 
 
 class FineTuneResult(StageResult):
@@ -374,7 +383,7 @@ class FineTuneResult(StageResult):
     def cells(self) -> Cells:
         """A row for each variant."""
         columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
-        rows = tuple((name, *each.model_dump().values()) for name, each in (self.variants or {}).items())
+        rows = tuple((name, *list(each.model_dump().values())[:4]) for name, each in (self.variants or {}).items())
         return Cells("Fine-tuning", columns, rows)
 
     @classmethod
