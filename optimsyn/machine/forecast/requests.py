@@ -319,7 +319,7 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
 
 def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:
     if recipe.synthesis.arms is not None:
-        return _arms(recipe, passages, known)
+        return _arms(recipe, passages, known, cached)
     candidates = _candidates(recipe, known)
     sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
     new = candidates if sampled else candidates.less(cached)
@@ -332,7 +332,7 @@ def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> li
     return work
 
 
-def _arms(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
+def _arms(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:
     """Requests for the candidates of arms, whose number is fixed; equal requests of two arms are one."""
     arms = recipe.variants
     each = Range.exactly(float(recipe.synthesis.first_round))
@@ -347,7 +347,7 @@ def _arms(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range
     static = _pool(recipe, passages) if "static_pool" in arms else each
     if {"static", "static_pool"} & set(arms):
         # Sampled as the first drafts are, the first ones are theirs, and cached.
-        add(static if sampled else static.less(recipe.warm_up.pairs))
+        add(static if sampled else static.less(cached))
     if "untrained_policy" in arms and not (sampled and {"static", "static_pool"} & set(arms)):
         add(each, "policy")
     if "optimized" in arms:
