@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from influence_helpers import samples, tiny_target
+from report_helpers import check_page, make_recipe, write_run
 
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.records import Pair, Question
@@ -22,6 +23,8 @@ from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.recipe.sections.reward import Reward
+from optimsyn.report.page.report import write_report
+from optimsyn.report.write_summary import write_summary
 from optimsyn.reward.controls import NegatedScorer, PlainScorer, penalty_of
 from optimsyn.reward.judgements import Judgement
 from optimsyn.reward.look.record import RewardLook
@@ -266,3 +269,16 @@ def test_other_test_questions_change_no_reward(recipe: Recipe, tmp_path: Path) -
         gone = counts["invalid"] + counts.get("near a test question", 0) + counts["duplicate"] + counts["not selected"]
         assert gone + counts["kept"] == counts["candidates"]
     assert any("nearly test questions" in note for note in run_stage(repeated, "synthesize").notes)
+
+
+def test_report_and_summary_say_which_control_it_was(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", recipe=make_recipe(reward={"source": "length"}))
+    words = check_page(write_report(run).read_text(encoding="utf-8")).words
+    assert "This run is a control (reward.source: length)" in words
+    assert "the reward, the length of the answer, longer is better" in words, "what the pairs were selected by"
+    summary = write_summary(run)
+    assert summary.reward_source == "length"
+    assert any("is a control" in note for note in summary.notes)
+    plain = write_run(tmp_path / "runs", recipe=make_recipe())
+    assert "control" not in check_page(write_report(plain).read_text(encoding="utf-8")).words
+    assert write_summary(plain).reward_source == "influence"
