@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optimsyn.optimize.prompt_task import PromptTask
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.optimizers import FEWEST_CONFIRMED, PromptOptimizer
-from tests.report_helpers import make_recipe
+from tests.report_helpers import make_recipe, write_run
 
 METHODS = ("gepa", "halving")
 
@@ -205,3 +206,22 @@ def test_recipes_of_before_keep_their_fingerprint() -> None:
     assert recipe(confirm_passages=None, patience=10).fingerprint == recipe().fingerprint
     prints = {recipe(**change).fingerprint for change in ({}, {"confirm_passages": 0}, {"patience": 3})}
     assert len(prints) == 3
+
+
+def test_the_report_shows_once_what_the_search_says_of_itself(tmp_path: Path) -> None:
+    from optimsyn.report.page.report import write_report
+    from optimsyn.runs.outcomes import stage_outcome
+    from optimsyn.runs.results.built_in import OptimizePromptResult
+
+    found = search(tmp_path / "noise", method="halving", reward=of_noise())
+    assert found.confirmation is not None and not found.confirmation.confirmed
+    run = write_run(tmp_path / "runs")
+    shown = OptimizePromptResult.load(run).model_copy(
+        update={"notes": found.notes, "confirmation": found.confirmation, "ended": found.ended, "changed": False}
+    )
+    shown.save(run)
+    assert OptimizePromptResult.load(run) == shown
+    assert "the best was not confirmed" in stage_outcome(shown)
+    assert ("gain on passages that chose nothing", found.confirmation.difference) in [row[:2] for row in shown.cells().rows]
+    page = html.unescape(write_report(run).read_text("utf-8"))
+    assert [page.count(note) for note in found.notes] == [1, 1]
