@@ -35,7 +35,7 @@ def run(run: Run) -> FineTuneResult:
             def report(step: int, _: int, before: int = position * steps, total: int = total) -> None:
                 stage.progress(before + step, total)
 
-            pairs = trained_on(run, variant)
+            pairs = items_of(run, variant)
             folder = run.path("fine_tune", variant)
             fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed_of("fine_tune"), report=report)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -44,6 +44,6 @@ def run(run: Run) -> FineTuneResult:
         return FineTuneResult(variants=tuned).save(run)
 
 
-def trained_on(run: Run, variant: str) -> Sequence[Pair | Question]:
+def items_of(run: Run, variant: str) -> Sequence[Pair | Question]:
     """What the target is fine-tuned on: a variant's pairs; for the ceiling `validation` the validation questions."""
     return Tools(run).validation if variant == "validation" else run.pairs(variant)
