@@ -40,7 +40,7 @@ def run(run: Run) -> FineTuneResult:
             def report(step: int, _: int, before: int = position * steps, total: int = total) -> None:
                 stage.progress(before + step, total)
 
-            pairs = trained_on(run, variant)
+            pairs = items_of(run, variant)
             folder = run.path("fine_tune", variant)
             learned = training_set(pairs)
             twin = next((name for name, others in trained.items() if others == learned), None)
@@ -60,7 +60,7 @@ def run(run: Run) -> FineTuneResult:
         return FineTuneResult(variants=tuned, notes=_twin_notes(tuned)).save(run)
 
 
-def trained_on(run: Run, variant: str) -> Sequence[Pair | Question]:
+def items_of(run: Run, variant: str) -> Sequence[Pair | Question]:
     """What the target is fine-tuned on: a variant's pairs; for the ceiling `validation` the validation questions."""
     return Tools(run).validation if variant == "validation" else run.pairs(variant)
 
