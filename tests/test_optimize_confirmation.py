@@ -222,6 +222,7 @@ def test_the_report_shows_once_what_the_search_says_of_itself(tmp_path: Path) ->
     shown.save(run)
     assert OptimizePromptResult.load(run) == shown
     assert "the best was not confirmed" in stage_outcome(shown)
-    assert ("gain on passages that chose nothing", found.confirmation.difference) in [row[:2] for row in shown.cells().rows]
+    gain = ("gain on passages that chose nothing", found.confirmation.difference)
+    assert gain in [row[:2] for row in shown.cells().rows]
     page = html.unescape(write_report(run).read_text("utf-8"))
     assert [page.count(note) for note in found.notes] == [1, 1]
