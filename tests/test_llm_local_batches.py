@@ -245,10 +245,21 @@ async def test_an_error_reaches_every_caller_and_the_next_call_is_answered(
     assert (await model.complete(calls[0])).output_tokens > 0
 
 
+class Asked(LocalModel):
+    """A model that tells how many calls wait, and is asked without the protection that a call in the cache's way has."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    async def ask(self, text: str) -> Any:
+        return await self._request(Call.of(text, seed=1, max_tokens=6))
+
+
 async def test_a_call_that_is_given_up_leaves_its_batch_and_the_queue(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LocalModel(ModelSpec(name=str(folder), max_tokens=16))
+    model = Asked(ModelSpec(name=str(folder), max_tokens=16))
     entered, go = threading.Event(), threading.Event()
     batches: list[tuple[int, list[bool]]] = []
 
@@ -261,14 +272,14 @@ async def test_a_call_that_is_given_up_leaves_its_batch_and_the_queue(
     monkeypatch.setattr(generation, "generate", held)
 
     def asked(text: str) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(model._request(Call.of(text, seed=1, max_tokens=6)))
+        return asyncio.ensure_future(model.ask(text))
 
     first = [asked(text) for text in TEXTS[:2]]
     # The model computes in its thread; this loop goes on.
     assert await asyncio.to_thread(entered.wait, 60)
     later = [asked(text) for text in TEXTS[2:4]]
     await asyncio.to_thread(lambda: None)
-    while len(model._queue) < 2:
+    while model.waiting < 2:
         await asyncio.sleep(0.001)
     first[0].cancel()
     later[0].cancel()
@@ -283,7 +294,7 @@ def test_turns_go_round_in_the_order_of_asking_and_nest(monkeypatch: pytest.Monk
     device = torch.device("cpu")
     with turn(device), turn(device), others_turn(device):
         pass  # on a CPU nobody waits
-    monkeypatch.setattr(turns, "_SHARED", ())
+    monkeypatch.setattr(turns, "SHARED_DEVICES", ())
     order: list[int] = []
 
     def work(number: int) -> None:
@@ -295,7 +306,7 @@ def test_turns_go_round_in_the_order_of_asking_and_nest(monkeypatch: pytest.Monk
         for number in range(4):
             threads.append(threading.Thread(target=work, args=(number,)))
             threads[-1].start()
-            while len(turns._turns(device)._waiting) <= number:  # type: ignore[union-attr]
+            while len(turns.turns_of(device).waiting) <= number:  # type: ignore[union-attr]
                 pass
         assert not order
         with others_turn(device):
@@ -314,7 +325,7 @@ def waits_for_its_turn(work: Callable[[], Any]) -> bool:
     waits = threading.Thread(target=work)
     with turn(device):
         waits.start()
-        while waits.is_alive() and not turns._turns(device)._waiting:  # type: ignore[union-attr]
+        while waits.is_alive() and not turns.turns_of(device).waiting:  # type: ignore[union-attr]
             pass
         waited = waits.is_alive()
     waits.join(60)
@@ -325,7 +336,7 @@ def test_generator_and_scorers_take_turns_on_a_gpu(folder: Path, monkeypatch: py
     model = LocalModel(ModelSpec(name=str(folder), max_tokens=16, device="cpu"))
     target, questions, pairs = tiny_target(), samples(2, seed=1), samples(2, seed=2)
     exact, forward = InfluenceScorer(target, questions), ForwardScorer(target, questions)
-    monkeypatch.setattr(turns, "_SHARED", ())
+    monkeypatch.setattr(turns, "SHARED_DEVICES", ())
     assert waits_for_its_turn(lambda: model.complete_sync(Call.of("the mill", seed=1, max_tokens=6)))
     assert waits_for_its_turn(lambda: exact.score(pairs))
     assert waits_for_its_turn(lambda: forward.score(pairs))

@@ -72,7 +72,7 @@ def test_on_a_gpu_the_policy_lets_generator_and_scorer_work_for_its_rewards(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With turns on the CPU as on a GPU; a turn that is not handed over would wait for ever."""
-    monkeypatch.setattr(turns, "_SHARED", ())
+    monkeypatch.setattr(turns, "SHARED_DEVICES", ())
     held: list[bool] = []
 
     class OnTheDevice(Scorer):
@@ -85,7 +85,7 @@ def test_on_a_gpu_the_policy_lets_generator_and_scorer_work_for_its_rewards(
     forward = SharedPromptTrainer._get_per_token_logps_and_entropies
 
     def watched(self: Any, *args: Any, **more: Any) -> Any:
-        steps.append(turns._turns(torch.device("cpu")).mine)  # type: ignore[union-attr]
+        steps.append(turns.turns_of(torch.device("cpu")).mine)  # type: ignore[union-attr]
         return forward(self, *args, **more)
 
     monkeypatch.setattr(SharedPromptTrainer, "_get_per_token_logps_and_entropies", watched)

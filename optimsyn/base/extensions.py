@@ -360,7 +360,9 @@ ESTIMATORS: Registry[Any] = Registry(
     "estimator", "influence.estimator", "adam adam_momentum_free adam_linear sgd less simulated".split()
 )
 SCORERS: Registry[Any] = Registry("scorer", "influence.scorer", ["influence"])
-PROMPT_OPTIMIZERS: Registry[Any] = Registry("prompt_optimizer", "optimizers.prompt.method", ["gepa", "miprov2"])
+PROMPT_OPTIMIZERS: Registry[Any] = Registry(
+    "prompt_optimizer", "optimizers.prompt.method", ["gepa", "halving", "miprov2"]
+)
 POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo", "expert", "dpo"])
 GENERATORS: Registry[Any] = Registry("generator", "models.generator.plugin")
 FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false"])

@@ -132,8 +132,8 @@ def passage_notes(recipe: Recipe, passages: int) -> list[str]:
 def _asked(recipe: Recipe) -> dict[Part, int]:
     """How many passages each part asks for, repeated ones included."""
     prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
-    learning = max(
-        prompt.passages if prompt.enabled else 0, policy.steps * policy.passages_per_step if policy.enabled else 0
-    )
-    drafts, candidates = recipe.warm_up.pairs, recipe.synthesis.first_round
+    trained = policy.steps * policy.passages_per_step * (policy.rounds if policy.in_rounds else 1)
+    held = policy.held_passages if policy.in_rounds else 0
+    learning = max(prompt.passages if prompt.enabled else 0, trained + held if policy.enabled else 0)
+    drafts, candidates = recipe.warm_up.pairs, max(recipe.synthesis.first_round, recipe.synthesis.pool or 0)
     return {"warm_up": drafts, "optimize": min(learning, drafts + candidates), "synthesize": candidates}

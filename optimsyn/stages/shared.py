@@ -296,7 +296,7 @@ class Tools:
 
         source, config = self.recipe.reward.source, self.recipe.influence
         if source in ("random", "length"):
-            return PlainScorer(source, self.target, config.tokens, self.recipe.seed)
+            return PlainScorer(source, self.target, config.tokens, self.recipe.seed_of("data"))
         scorer = build_scorer(self.target, questions, config, folder, training=training, report=report)
         return NegatedScorer(scorer) if source == "negated" else scorer
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class _Turns:
+class Turns:
     """A lock that goes round in the order of asking; a `threading.Lock` may let one thread take it again and again."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._owner: int | None = None
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self.waiting: deque[tuple[int, threading.Lock]] = deque()
 
     @property
     def mine(self) -> bool:
@@ -33,14 +33,14 @@ class _Turns:
             if self._owner is None:
                 self._owner = me
                 return
-            self._waiting.append((me, called))
+            self.waiting.append((me, called))
         try:
             called.acquire()
         except BaseException:  # an interrupted notebook cell must not keep the others waiting
             with self._guard:
-                waits = (me, called) in self._waiting
+                waits = (me, called) in self.waiting
                 if waits:
-                    self._waiting.remove((me, called))
+                    self.waiting.remove((me, called))
             if not waits:
                 self.give()
             raise
@@ -49,22 +49,22 @@ class _Turns:
         """Ends a turn; the next one begins."""
         with self._guard:
             self._owner = None
-            if self._waiting:
-                self._owner, called = self._waiting.popleft()
+            if self.waiting:
+                self._owner, called = self.waiting.popleft()
                 called.release()
 
 
-_TURNS: dict[str, _Turns] = {}
+_TURNS: dict[str, Turns] = {}
 _LOCK = threading.Lock()
 # Cores are shared out by the operating system.
-_SHARED = ("cpu",)
+SHARED_DEVICES = ("cpu",)
 
 
-def _turns(device: Any) -> _Turns | None:
-    if device.type in _SHARED:
+def turns_of(device: Any) -> Turns | None:
+    if device.type in SHARED_DEVICES:
         return None
     with _LOCK:
-        return _TURNS.setdefault(str(device), _Turns())
+        return _TURNS.setdefault(str(device), Turns())
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def turn(device: Any) -> Iterator[None]:
     Args:
         device: A `torch.device`, as a loaded model names it.
     """
-    turns = _turns(device)
+    turns = turns_of(device)
     if turns is None or turns.mine:
         yield
         return
@@ -92,7 +92,7 @@ def turn(device: Any) -> Iterator[None]:
 @contextmanager
 def others_turn(device: Any) -> Iterator[None]:
     """Lets others have the device, if this thread has a `turn` on it."""
-    turns = _turns(device)
+    turns = turns_of(device)
     if turns is None or not turns.mine:
         yield
         return
