@@ -246,7 +246,7 @@ async def test_an_error_reaches_every_caller_and_the_next_call_is_answered(
 
 
 class Asked(LocalModel):
-    """A model that tells how many calls wait, and is asked without the protection that a call in the cache's way has."""
+    """A model that tells how many calls wait; unlike `complete`, `ask` ends with its caller."""
 
     @property
     def waiting(self) -> int:

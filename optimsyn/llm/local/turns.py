@@ -61,6 +61,7 @@ SHARED_DEVICES = ("cpu",)
 
 
 def turns_of(device: Any) -> Turns | None:
+    """The turns on a device; None on a CPU, where nobody waits."""
     if device.type in SHARED_DEVICES:
         return None
     with _LOCK:
