@@ -268,3 +268,28 @@ def test_how_busy_the_models_were_is_shown_where_it_was_measured(tmp_path: Path)
         r'<tr><th scope="row">.*?</tr>', page.split("<h3>How busy the models were</h3>")[1].split("</table>")[0]
     )
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["92 %", "3.4", "–", "–", "31 %", "0.3"]
+
+
+def test_a_policy_trained_in_rounds_shows_each_round_on_held_passages(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    file = run.path("train_policy", "result.json")
+    raw = json.loads(file.read_text())
+    held = {"held_reward": 0.031, "held_untrained": 0.012, "held_difference": 0.019, "held_low": 0.002}
+    raw["numbers"] |= {
+        "method": "dpo",
+        "held_passages": 4,
+        "kept_round": 1,
+        "stopped": "round 2 gained nothing",
+        "history": [
+            {"step": 1, "reward": 0.01, "kl": 0.23, "trained_on": 7, "held_high": 0.036, **held},
+            {"step": 2, "reward": 0.01, "kl": 0.25, "trained_on": 9},
+        ],
+    }
+    file.write_text(json.dumps(raw))
+    html, words = page_of(run)
+    section = html.split('aria-label="The policy on held passages"')[1].split("</table>")[0]
+    (row,) = section.split("<tbody>")[1].split("</tbody>")[0].strip().splitlines()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
+    assert cells == ["1", "0.031", "0.012", "0.019", "+0.0020 to +0.0360", "0.23", "7"]
+    assert "on 4 held passages" in words
+    assert "It stopped by itself: round 2 gained nothing. The adapter of round 1 is used." in words

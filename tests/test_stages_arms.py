@@ -46,7 +46,7 @@ def compared(recipe: Recipe, rubric: Path, **changes: Any) -> Recipe:
     return changed(
         recipe,
         {
-            "models.rubric": {"name": str(rubric), "device": "cpu", "max_tokens": 40, "temperature": 0.3},
+            "models.rubric": {"name": str(rubric), "device": "cpu", "max_tokens": 40, "temperature": 1.1},
             **EVERY,
             "optimizers.policy": {
                 "enabled": True, "steps": 1, "group_size": 3, "passages_per_step": 2, "max_tokens": 16,
@@ -72,9 +72,9 @@ def test_all_arms_are_asked_alike_and_the_pool_costs_what_the_policy_cost(
     asked: list[tuple[bool, Any]] = []
     sample = generation.generate
 
-    def recording(model: Any, tokenizer: Any, rows: Any) -> Any:
+    def recording(model: Any, tokenizer: Any, rows: Any, *given_up: Any) -> Any:
         asked.extend((hasattr(model, "peft_config"), row) for row in rows)
-        return sample(model, tokenizer, rows)
+        return sample(model, tokenizer, rows, *given_up)
 
     monkeypatch.setattr(generation, "generate", recording)
     before = len(served.requests)

@@ -39,6 +39,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "fine_tune": {"steps": 2, "batch_size": 3},
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},
 }
+_CANDIDATES_OF_ARMS = {"oversample": 4, "pool": 16}
 _ROUNDS_AT_MOST = {"rounds": 1, "held_passages": 1}
 _MODELS: dict[str, Any] = {
     "generator": {"name": "embedded", "temperature": 0.4, "max_tokens": 240},
@@ -87,6 +88,9 @@ def resized(recipe: Recipe, size: str) -> Recipe:
             section = section[part]
         # Null stays null.
         section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
+    if recipe.synthesis.arms is not None:
+        # Arms have one round of candidates, of which the embedded model's are valid every second time.
+        raw["synthesis"] |= _CANDIDATES_OF_ARMS
     if recipe.optimizers.policy.in_rounds:
         policy = raw["optimizers"]["policy"]
         policy |= {field: min(policy[field], most) for field, most in _ROUNDS_AT_MOST.items()}
