@@ -30,7 +30,7 @@ quickstart: $(STAMP)  ## Run the whole loop on the embedded model
 # Two processes, a file of tests in one of them; each computes on one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test: lint types  ## Style, types and tests, in at most five minutes on two cores
+test: lint types  ## Style, types and tests, in five to six minutes on two cores
 	$(PYTEST) -m 'not slow and not long'
 
 test-all: lint types  ## Also the slow tests: kills, notebooks, the embedded model, Ray

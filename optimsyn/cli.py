@@ -38,6 +38,16 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, the name of one that comes with optimsyn, or a run.")
 ]
 RootOption = Annotated[Path, typer.Option("--root", help="Folder of the run folders.")]
+AllCostOption = Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")]
+AllTokensOption = Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")]
+AllRequestsOption = Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")]
+GpuMemoryOption = Annotated[
+    float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, all there is.")
+]
+EngineOption = Annotated[
+    Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
+]
+RayOption = Annotated[str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")]
 SizeOption = Annotated[str, typer.Option("--size", help="full, or tiny: embedded model, a handful of documents.")]
 SetOption = Annotated[
     list[str] | None,
@@ -181,18 +191,12 @@ def batch(  # noqa: PLR0913 - options of a command
     size: SizeOption = "full",
     changes: SetOption = None,
     stage: UntilOption = None,
-    cost_usd: Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
-    gpu_memory_gb: Annotated[
-        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, all there is.")
-    ] = None,
-    engine: Annotated[
-        Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
-    ] = "processes",
-    ray_address: Annotated[
-        str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")
-    ] = None,
+    cost_usd: AllCostOption = None,
+    tokens: AllTokensOption = None,
+    requests: AllRequestsOption = None,
+    gpu_memory_gb: GpuMemoryOption = None,
+    engine: EngineOption = "processes",
+    ray_address: RayOption = None,
 ) -> None:
     """Run many recipes, several at a time; one failure never stops the others.
 
@@ -229,18 +233,12 @@ def study(  # noqa: PLR0913 - options of a command
     status: Annotated[bool, typer.Option("--status", help="Show what is done and forecast the rest.")] = False,
     page_only: Annotated[bool, typer.Option("--page-only", help="Write the page of what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print study.json, or the status, in place of text.")] = False,
-    cost_usd: Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
-    gpu_memory_gb: Annotated[
-        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, all there is.")
-    ] = None,
-    engine: Annotated[
-        Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
-    ] = "processes",
-    ray_address: Annotated[
-        str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")
-    ] = None,
+    cost_usd: AllCostOption = None,
+    tokens: AllTokensOption = None,
+    requests: AllRequestsOption = None,
+    gpu_memory_gb: GpuMemoryOption = None,
+    engine: EngineOption = "processes",
+    ray_address: RayOption = None,
 ) -> None:
     """Compare arms over domains, sources of the reward and seeds, on one page.
 
