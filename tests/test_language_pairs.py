@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,8 @@ def share_in(answer: str, passage: str) -> float:
     Returns:
         Between 0 and 1; letters and digits only, without case.
     """
-    kept, where = ("".join(filter(str.isalnum, text.casefold())) for text in (answer, passage))
+    plain = (unicodedata.normalize("NFKC", text).casefold() for text in (answer, passage))
+    kept, where = ("".join(filter(str.isalnum, text)) for text in plain)
     if len(kept) < 2:
         return float(kept in where)
     pairs = [kept[at : at + 2] in where for at in range(len(kept) - 1)]
