@@ -20,6 +20,7 @@ from optimsyn.recipe.recipe import Documents, Questions, Source
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(optimsyn.__file__).parent / "data" / "bundled"
 DOMAINS = ("finance", "humanities", "law", "medicine", "social_sciences")
+LANGUAGES = ("german", "korean")
 OPEN_BOOK = ("finance", "humanities", "law", "medicine")
 
 
@@ -51,7 +52,7 @@ def numbers_in(text: str) -> set[str]:
 
 
 def test_each_domain_is_bundled() -> None:
-    assert bundled_domains() == tuple(sorted([*DOMAINS, "quickstart"]))
+    assert bundled_domains() == tuple(sorted([*DOMAINS, *LANGUAGES, "quickstart"]))
 
 
 def test_ids_and_texts_are_unique_over_all_domains() -> None:
@@ -88,7 +89,15 @@ def test_questions_are_split_by_group(domain: str) -> None:
     assert list(overlap(validation, test)) == []
 
 
-@pytest.mark.parametrize("domain", OPEN_BOOK)
+@pytest.mark.parametrize("domain", LANGUAGES)
+def test_domains_in_other_languages_are_split_by_group(domain: str) -> None:
+    validation, test = sets_of(domain)
+    assert len(validation) == len(test) >= 30
+    assert {q.group for q in validation}.isdisjoint(q.group for q in test)
+    assert {row["license"] for row in rows(domain, "documents.jsonl")} == {"CC0-1.0"}
+
+
+@pytest.mark.parametrize("domain", [*OPEN_BOOK, *LANGUAGES])
 def test_open_book_answers_are_in_the_document(domain: str) -> None:
     for row in rows(domain, "questions.jsonl"):
         text = next(document.text for document in documents_of(domain) if document.id == row["document_id"])
@@ -135,4 +144,4 @@ def test_a_wheel_carries_them() -> None:
     for domain in bundled_domains():
         for name in ("documents.jsonl", "questions.jsonl"):
             assert f"optimsyn/data/bundled/{domain}/{name}" in carried
-    assert {f"optimsyn/_recipes/{domain}.yaml" for domain in DOMAINS} <= carried
+    assert {f"optimsyn/_recipes/{domain}.yaml" for domain in (*DOMAINS, *LANGUAGES)} <= carried
