@@ -24,6 +24,7 @@ set_default(OMP_WAIT_POLICY, "PASSIVE")
 _EXPORTS = {
     "BudgetError": "optimsyn.base.errors",
     "DataError": "optimsyn.base.errors",
+    "Dataset": "optimsyn.runs.datasets.dataset",
     "Document": "optimsyn.data.records",
     "InfluenceReward": "optimsyn.reward.reward",
     "InfluenceScorer": "optimsyn.influence.scorer",
@@ -37,9 +38,11 @@ _EXPORTS = {
     "ReplyError": "optimsyn.base.errors",
     "Rubric": "optimsyn.data.records",
     "Run": "optimsyn.execution.start",
+    "Scores": "optimsyn.influence.scores",
     "ServiceError": "optimsyn.base.errors",
     "StageError": "optimsyn.base.errors",
     "Target": "optimsyn.target.target",
+    "changed": "optimsyn.recipe.changes",
     "register": "optimsyn.base.extensions",
 }
 
@@ -58,13 +61,17 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
     from optimsyn.execution.start import Run
     from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.influence.scores import Scores
+    from optimsyn.recipe.changes import changed
     from optimsyn.recipe.recipe import Recipe
     from optimsyn.reward.reward import InfluenceReward
+    from optimsyn.runs.datasets.dataset import Dataset
     from optimsyn.target.target import Target
 
 __all__ = [
     "BudgetError",
     "DataError",
+    "Dataset",
     "Document",
     "InfluenceReward",
     "InfluenceScorer",
@@ -78,10 +85,12 @@ __all__ = [
     "ReplyError",
     "Rubric",
     "Run",
+    "Scores",
     "ServiceError",
     "StageError",
     "Target",
     "__version__",
+    "changed",
     "register",
 ]
 

@@ -233,14 +233,13 @@ def chosen_recipe(
     """
     from optimsyn.recipe.changes import SetOptions, changed, word_for
     from optimsyn.recipe.sizes import resized
-    from optimsyn.runs.resources import find_recipe
 
     changes = {} if changes is None else changes
     secret = find_secret({"recipe": recipe, "size": size, "generator": generator, word_for(changes): dict(changes)})
     if secret is not None:
         raise RecipeError(f"{secret.replace('--set.', '--set ', 1)}, and would be written into the run; {KEY_CURE}")
     with _about("recipe"):
-        chosen = Recipe.load(find_recipe(recipe))
+        chosen = Recipe.load(recipe)
     with _about("--size" if isinstance(changes, SetOptions) else "size"):
         chosen = resized(chosen, size)
     if generator:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
+from optimsyn.recipe.checked import Checked
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
 from optimsyn.recipe.sections.parts import name_of
 
@@ -16,8 +18,11 @@ from optimsyn.recipe.sections.parts import name_of
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 
 
-class Section(BaseModel):
+class Section(Checked):
     """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
+
+    refused_as: ClassVar[type[OptimsynError]] = RecipeError
+    changed_by: ClassVar[str] = 'make another recipe with changed(recipe, {"field": value})'
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
