@@ -44,6 +44,7 @@ _EXPORTS = {
     "Target": "optimsyn.target.target",
     "changed": "optimsyn.recipe.changes",
     "register": "optimsyn.base.extensions",
+    "run_stages": "optimsyn.execution.runner",
 }
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     )
     from optimsyn.base.extensions import register
     from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
+    from optimsyn.execution.runner import run_stages
     from optimsyn.execution.start import Run
     from optimsyn.influence.scorer import InfluenceScorer
     from optimsyn.influence.scores import Scores
@@ -92,6 +94,7 @@ __all__ = [
     "__version__",
     "changed",
     "register",
+    "run_stages",
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from data_helpers import load_documents
+from pydantic import ValidationError
 
 import optimsyn
 from optimsyn import Document
@@ -280,7 +281,7 @@ def test_a_function_an_entry_point_and_a_registered_reader(
     assert json.loads(named.model_dump_json())["readers"] == named.readers
     (isolated,) = [document for document in load_documents(named, 0) if document.id == "here"]
     assert isolated.text != f"Process {os.getpid()}."
-    with pytest.raises(RecipeError, match="has no name to import it by"):
+    with pytest.raises(ValidationError, match="has no name to import it by"):
         documents_of(texts, {".tei": lambda path: ""})
 
     info = tmp_path / "site" / "scholarly-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""What Python takes is what the command line takes; what is wrong is an error of optimsyn; the dataset goes elsewhere."""
+"""Python takes what the command line takes; what is wrong is an error of optimsyn; the dataset goes elsewhere."""
 
 from __future__ import annotations
 

@@ -43,4 +43,5 @@ def refusal(model: Any, error: ValidationError, fields: dict[str, Any]) -> Optim
     name = model.__name__ + (f" {fields['id']!r}" if isinstance(fields.get("id"), str) else "")
     lines = [explain(item, model).removeprefix("recipe: ") for item in error.errors()]
     between = " " if len(lines) == 1 else "\n  "
-    return model.refused_as(redact(f"{name}:{between}" + "\n  ".join(lines)))
+    refused_as: type[OptimsynError] = model.refused_as
+    return refused_as(redact(f"{name}:{between}" + "\n  ".join(lines)))
