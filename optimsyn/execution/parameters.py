@@ -213,7 +213,12 @@ def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
         changes=values.get("changes") or {},
     )
     models = chosen.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    roles = {
+        "generator": models.generator,
+        "rubric": models.rubric,
+        "reflection": models.reflection,
+        "judge": models.judge,
+    }
     problems: list[str] = []
     for role, spec in roles.items():
         if spec is not None and spec.provider in ("litellm", "own"):

@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS, FORMS, call_problem
@@ -24,6 +24,9 @@ from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
 from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of, form_parts
 from optimsyn.recipe.sections.synthesis import Checks
+
+if TYPE_CHECKING:
+    from optimsyn.programs.judge import PairJudge
 
 _QUESTION_WORDS = frozenset(
     "how much many long far old large when where who which what why year percentage share".split()
@@ -362,6 +365,7 @@ class Checker:
     Args:
         checks: Which are disabled, the unsafe words, and your own checks by name.
         questions: The validation questions; the checks of their forms run as well.
+        judge: The model that judges what passes all checks, asked by the drafter; None: nobody does.
 
     Attributes:
         fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
@@ -377,7 +381,8 @@ class Checker:
         ('grounded',)
     """
 
-    def __init__(self, checks: Checks, questions: Sequence[Question] = ()) -> None:
+    def __init__(self, checks: Checks, questions: Sequence[Question] = (), judge: PairJudge | None = None) -> None:
+        self.judge = judge
         forms = list(dict.fromkeys(question.kind for question in questions))
         of_forms = form_checks(forms)
         problems = check_problems(checks, of_forms)
@@ -387,6 +392,8 @@ class Checker:
         plugins: dict[str, Check] = {reference: CHECKS.get(reference) for reference in checks.plugins}
         self.checks = built_in | plugins
         self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions) | form_parts(forms)
+        if judge is not None:
+            self.parts["the judge"] = judge.fingerprint
         self.fingerprint = fingerprint_of(self.parts)
         self._unsafe = checks.unsafe_words
         self._questions: list[Question] = []

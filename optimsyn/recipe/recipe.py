@@ -220,6 +220,8 @@ class Recipe(Shown, Whole):
         ]
         if models.reflection is not None:
             rows.append(("reflection", _model(models.reflection)))
+        if models.judge is not None:
+            rows.append(("judge", f"{_model(models.judge)}, as a {self.checks.judge.mode}"))
         rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
         learned = [
             f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
@@ -287,6 +289,9 @@ class Recipe(Shown, Whole):
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
         _without_what_says_nothing(self.synthesis, raw["synthesis"], LATER_SYNTHESIS_FIELDS)
+        if self.models.judge is None:
+            raw["models"].pop("judge")
+            raw["checks"].pop("judge")
         if not self.seeds.given:
             raw.pop("seeds")
         if not self.stages:
@@ -403,6 +408,8 @@ class Recipe(Shown, Whole):
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
             )
+        if self.models.judge is None and self.checks.judge != type(self.checks.judge)():
+            wrong.append("checks.judge says how pairs are judged, and models.judge, who judges, is null; name a model")
         # Whether a custom estimator is linear is known after its import.
         linear = self.influence.has_own_estimator or self.influence.is_derivative
         if self.reward.given == "judged" and not self.influence.is_influence:

@@ -82,7 +82,10 @@ def resized(recipe: WholeT, size: str) -> WholeT:
     raw = recipe.model_dump(mode="json")
     name = raw["name"].removesuffix(_SUFFIX)
     raw["name"] = name + _SUFFIX
-    raw["models"] = _MODELS
+    # The embedded model's verdicts mean nothing.
+    judge = {"name": "embedded", "temperature": 0.0, "max_tokens": 80} if raw["models"]["judge"] else None
+    raw["models"] = {**_MODELS, "judge": judge}
+    raw["checks"]["judge"]["mode"] = "column" if judge else "check"
     # A share of so few pairs is too few.
     raw["warm_up"]["fraction"] = 1.0
     for path, sizes in _AT_MOST.items():

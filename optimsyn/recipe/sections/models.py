@@ -35,6 +35,11 @@ def _as_name(value: Any) -> Any:
     return {"plugin": value} if callable(value) or hasattr(value, "complete") else value
 
 
+def _as_judge(value: Any) -> Any:
+    value = _as_name(value)
+    return {"temperature": 0.0, **value} if isinstance(value, dict) else value
+
+
 class Prices(Section):
     """A service's prices for a million tokens, in US dollars."""
 
@@ -330,9 +335,13 @@ class Models(Section):
         None,
         description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )
+    judge: Annotated[ModelSpec | None, BeforeValidator(_as_judge)] = Field(
+        None,
+        description="Judges pairs as `checks.judge` says, at temperature 0 if none is given; null: nobody does.",
+    )
 
     @property
     def writers(self) -> dict[str, ModelSpec]:
         """The models that write text, by role."""
-        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection}
+        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection, "judge": self.judge}
         return {role: spec for role, spec in roles.items() if spec is not None}
