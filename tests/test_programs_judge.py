@@ -1,4 +1,4 @@
-"""The optional judge: what it asks, how its replies are read, and what they mean for a pair, a ledger and a forecast."""
+"""The optional judge: what it asks, how replies are read, and what they mean for a pair, a ledger and a forecast."""
 
 from __future__ import annotations
 
