@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS, FORMS, call_problem
@@ -24,9 +24,6 @@ from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
 from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of, form_parts
 from optimsyn.recipe.sections.synthesis import Checks
-
-if TYPE_CHECKING:
-    from optimsyn.programs.judge import PairJudge
 
 _QUESTION_WORDS = frozenset(
     "how much many long far old large when where who which what why year percentage share".split()
@@ -365,7 +362,8 @@ class Checker:
     Args:
         checks: Which are disabled, the unsafe words, and your own checks by name.
         questions: The validation questions; the checks of their forms run as well.
-        judge: The model that judges what passes all checks, asked by the drafter; None: nobody does.
+        judge: The `PairJudge` of what passes all checks, asked by the drafter; None: nobody judges. Its fingerprint
+            counts, its module is none of the built-in checks.
 
     Attributes:
         fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
@@ -381,7 +379,7 @@ class Checker:
         ('grounded',)
     """
 
-    def __init__(self, checks: Checks, questions: Sequence[Question] = (), judge: PairJudge | None = None) -> None:
+    def __init__(self, checks: Checks, questions: Sequence[Question] = (), judge: Any = None) -> None:
         self.judge = judge
         forms = list(dict.fromkeys(question.kind for question in questions))
         of_forms = form_checks(forms)
