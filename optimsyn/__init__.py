@@ -24,6 +24,7 @@ set_default(OMP_WAIT_POLICY, "PASSIVE")
 _EXPORTS = {
     "BudgetError": "optimsyn.base.errors",
     "DataError": "optimsyn.base.errors",
+    "Dataset": "optimsyn.runs.datasets.dataset",
     "Document": "optimsyn.data.records",
     "InfluenceReward": "optimsyn.reward.reward",
     "InfluenceScorer": "optimsyn.influence.scorer",
@@ -37,10 +38,13 @@ _EXPORTS = {
     "ReplyError": "optimsyn.base.errors",
     "Rubric": "optimsyn.data.records",
     "Run": "optimsyn.execution.start",
+    "Scores": "optimsyn.influence.scores",
     "ServiceError": "optimsyn.base.errors",
     "StageError": "optimsyn.base.errors",
     "Target": "optimsyn.target.target",
+    "changed": "optimsyn.recipe.changes",
     "register": "optimsyn.base.extensions",
+    "run_stages": "optimsyn.execution.runner",
 }
 
 if TYPE_CHECKING:
@@ -56,15 +60,20 @@ if TYPE_CHECKING:
     )
     from optimsyn.base.extensions import register
     from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
+    from optimsyn.execution.runner import run_stages
     from optimsyn.execution.start import Run
     from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.influence.scores import Scores
+    from optimsyn.recipe.changes import changed
     from optimsyn.recipe.recipe import Recipe
     from optimsyn.reward.reward import InfluenceReward
+    from optimsyn.runs.datasets.dataset import Dataset
     from optimsyn.target.target import Target
 
 __all__ = [
     "BudgetError",
     "DataError",
+    "Dataset",
     "Document",
     "InfluenceReward",
     "InfluenceScorer",
@@ -78,11 +87,14 @@ __all__ = [
     "ReplyError",
     "Rubric",
     "Run",
+    "Scores",
     "ServiceError",
     "StageError",
     "Target",
     "__version__",
+    "changed",
     "register",
+    "run_stages",
 ]
 
 

@@ -112,6 +112,18 @@ class Prepared:
 
         return Checker(Checks(), self.make_questions())
 
+    def make_dataset(self) -> Any:
+        import tempfile
+
+        from optimsyn import Dataset
+        from optimsyn.runs.datasets.export import export_dataset
+        from tests.report_helpers import judgement, make_recipe
+
+        folder = Path(tempfile.mkdtemp())
+        rows = [judgement("policy", number, 0.1 * number) for number in range(3)]
+        export_dataset(folder, rows, recipe=make_recipe(), variant="policy", losses={"kept": 3})
+        return Dataset(folder)
+
     def make_run(self) -> Any:
         from optimsyn import Run
 

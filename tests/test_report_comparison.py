@@ -106,10 +106,17 @@ def test_a_run_is_found_by_its_folder_or_the_right_one_is_named(
     monkeypatch.chdir(tmp_path)
     assert find_run(f"runs/{run.name}").folder == run.folder
     wrong = run.name[:-1] + ("0" if run.name[-1] != "0" else "1")
-    for typed in (f"runs/{wrong}", run.name, "vitamins", "runs/vitamins"):
+    for typed in (run.name, "vitamins", "runs/vitamins"):
+        assert find_run(typed).folder == run.folder
+    for typed in (f"runs/{wrong}", wrong):
         with pytest.raises(StageError, match=rf"did you mean runs/{run.name}\?"):
             find_run(typed)
-    with pytest.raises(StageError, match=rf"a folder of runs, not a run; name one of them, such as runs/{run.name}"):
+    other = write_run(tmp_path / "runs", recipe=make_recipe(seed=9), stages=0)
+    both = ", ".join(sorted((run.name, other.name)))
+    with pytest.raises(StageError, match=rf"vitamins: 2 runs begin with this name; name one of {both}"):
+        find_run("vitamins")
+    other_first = min(run.name, other.name)
+    with pytest.raises(StageError, match=rf"a folder of runs, not a run; name one of them, such as runs/{other_first}"):
         find_run("runs")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match=r"empty: not a run folder .*`optimsyn run RECIPE` makes one"):

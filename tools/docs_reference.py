@@ -148,7 +148,9 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if value == "":
         return "empty"
-    return f"`{_flow(list(value) if isinstance(value, tuple) else value)}`"
+    if isinstance(value, tuple):
+        value = [part.model_dump(exclude_defaults=True) if isinstance(part, BaseModel) else part for part in value]
+    return f"`{_flow(value)}`"
 
 
 def _flow(value: Any) -> str:

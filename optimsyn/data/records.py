@@ -5,11 +5,12 @@ All are frozen pydantic models, written one JSON object a line. A target model s
 
 from __future__ import annotations
 
+import json
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     JsonValue,
@@ -18,14 +19,51 @@ from pydantic import (
     model_validator,
 )
 
+from optimsyn.base.errors import DataError, OptimsynError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.terminal.table import Shown, Table
+from optimsyn.recipe.checked import Checked
 
-class Record(BaseModel):
+# Characters of a text that a table shows.
+_SHOWN_TEXT = 600
+
+
+class Record(Checked):
     """Base of all records: frozen, unknown keys refused."""
 
+    refused_as: ClassVar[type[OptimsynError]] = DataError
+    changed_by: ClassVar[str] = 'make another record with record.model_copy(update={"field": value})'
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Document(Record):
+def _short(text: str, most: int = 60) -> str:
+    """The start of a text on one line, quoted."""
+    line = " ".join(text.split())
+    return repr(redact(line if len(line) <= most else f"{line[: most - 1]}…"))
+
+
+class _Shown(Shown, Record):
+    """A record that shows itself in a line, and as a table in notebooks and terminals."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._in_short())})"
+
+    __str__ = __repr__
+
+    def _table(self) -> Table:
+        rows = ((name.replace("_", " "), redact(value)) for name, value in self._in_full() if value)
+        return Table(f"{type(self).__name__} {self._in_short()[0]}", ("what", "value"), tuple(rows))
+
+    @abstractmethod
+    def _in_short(self) -> list[str]:
+        """Parts of one line, the id first."""
+
+    @abstractmethod
+    def _in_full(self) -> list[tuple[str, str]]:
+        """Names and values; empty ones are not shown."""
+
+
+class Document(_Shown):
     """One source text.
 
     Attributes:
@@ -41,8 +79,20 @@ class Document(Record):
     license: str = ""
     group: str = ""
 
+    def _in_short(self) -> list[str]:
+        return [repr(self.id), _short(self.title or self.text), f"{len(self.text):,} characters"]
 
-class Passage(Record):
+    def _in_full(self) -> list[tuple[str, str]]:
+        facts = {name: getattr(self, name) for name in ("title", "source", "license", "group")}
+        return [*facts.items(), *_text_rows(self.text)]
+
+
+def _text_rows(text: str) -> list[tuple[str, str]]:
+    start = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"
+    return [("characters", f"{len(text):,}"), ("text", start)]
+
+
+class Passage(_Shown):
     """A chunk of a document: `text == document.text[char_start:char_end]`, exactly."""
 
     id: str
@@ -53,13 +103,24 @@ class Passage(Record):
     char_end: int
     group: str = ""
 
+    def _in_short(self) -> list[str]:
+        place = f"characters {self.char_start:,} to {self.char_end:,} of {self.document_id!r}"
+        return [repr(self.id), _short(self.text), place]
 
-class _OfForm(Record):
+    def _in_full(self) -> list[tuple[str, str]]:
+        place = f"{self.document_id}, characters {self.char_start:,} to {self.char_end:,}"
+        return [("title", self.title), ("document", place), ("group", self.group), *_text_rows(self.text)]
+
+
+class _OfForm(_Shown):
     """What a question and a pair have in common: their form."""
 
     id: str
     question: str
     answer: str
+
+    def _in_short(self) -> list[str]:
+        return [repr(self.id), f"{_short(self.question)} → {_short(self.answer)}"]
 
     @model_serializer(mode="wrap")
     def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -77,6 +138,20 @@ def _kind(item: Question | Pair) -> str:
 
 def _texts(item: Question | Pair) -> tuple[str, ...]:
     return (item.question, item.answer, *(item.choices or ()), *_texts_in(item.details))
+
+
+def _shown_form(item: Question | Pair) -> list[tuple[str, str]]:
+    """Question and answer, the form and what it keeps, for a table."""
+    listed = "\n".join(f"{'→' if n == item.answer_index else ' '} {text}" for n, text in enumerate(item.choices or ()))
+    details = json.dumps(item.details, ensure_ascii=False, indent=1) if item.details else ""
+    form = item.kind.replace("_", " ")
+    return [
+        ("question", item.question),
+        ("choices", listed),
+        ("answer", item.answer),
+        ("form", "" if form == "free" else form),
+        ("details", details),
+    ]
 
 
 def _texts_in(value: JsonValue) -> Iterator[str]:
@@ -115,6 +190,12 @@ class Question(_OfForm):
         if count is not None and (self.answer_index is None or not 0 <= self.answer_index < count):
             raise ValueError(f"question {self.id!r}: answer_index {self.answer_index} names none of its choices")
         return self
+
+    def _in_full(self) -> list[tuple[str, str]]:
+        more = [answer for answer in self.answers if answer != self.answer]
+        facts = [("also right", "\n".join(more)), ("context", self.context or ""), ("document", self.document_id or "")]
+        subtask = "" if self.subtask == "all" else self.subtask
+        return [*_shown_form(self), *facts, ("group", self.group), ("subtask", subtask)]
 
     @property
     def kind(self) -> str:
@@ -168,6 +249,24 @@ class Pair(_OfForm):
     seed: int = 0
     form: str = ""
     details: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def _in_short(self) -> list[str]:
+        return [*super()._in_short(), *([self.variant] if self.variant else [])]
+
+    def _in_full(self) -> list[tuple[str, str]]:
+        place = f"{self.document_id}, characters {self.char_start:,} to {self.char_end:,}" if self.char_end else ""
+        rubric = self.rubric.model_dump() if self.rubric is not None else {}
+        criteria = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in rubric.items())
+        lineage = {name: getattr(self, name) for name in ("variant", "generator", "rubric_model", "guiding_text")}
+        return [
+            *_shown_form(self),
+            ("quote", self.quote),
+            ("context", self.context or ""),
+            ("passage", self.passage_id),
+            ("document", place or self.document_id),
+            *lineage.items(),
+            ("rubric", criteria),
+        ]
 
     @property
     def kind(self) -> str:

@@ -213,7 +213,12 @@ def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
         changes=values.get("changes") or {},
     )
     models = chosen.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    roles = {
+        "generator": models.generator,
+        "rubric": models.rubric,
+        "reflection": models.reflection,
+        "judge": models.judge,
+    }
     problems: list[str] = []
     for role, spec in roles.items():
         if spec is not None and spec.provider in ("litellm", "own"):
@@ -233,14 +238,13 @@ def chosen_recipe(
     """
     from optimsyn.recipe.changes import SetOptions, changed, word_for
     from optimsyn.recipe.sizes import resized
-    from optimsyn.runs.resources import find_recipe
 
     changes = {} if changes is None else changes
     secret = find_secret({"recipe": recipe, "size": size, "generator": generator, word_for(changes): dict(changes)})
     if secret is not None:
         raise RecipeError(f"{secret.replace('--set.', '--set ', 1)}, and would be written into the run; {KEY_CURE}")
     with _about("recipe"):
-        chosen = Recipe.load(find_recipe(recipe))
+        chosen = Recipe.load(recipe)
     with _about("--size" if isinstance(changes, SetOptions) else "size"):
         chosen = resized(chosen, size)
     if generator:

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from optimsyn.base.errors import RecipeError
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.machine.preflight import checked
 from optimsyn.machine.preflight_services import open_asked
+from optimsyn.recipe.bundled import is_recipe
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run as RunFolder
+from optimsyn.runs.lookup import run_folder as folder_named
 from optimsyn.runs.manifest import STAGES
 from optimsyn.runs.resources import default_root
 
 
 class Run(RunFolder):
     """A run folder that can be started; see `optimsyn.runs.folder.Run`."""
+
+    @classmethod
+    def open(
+        cls,
+        recipe: Recipe | Path | str,
+        root: Path | str | None = None,
+        *,
+        size: str = "full",
+        changes: Mapping[str, Any] | Iterable[str] = (),
+    ) -> RunFolder:
+        """Opens a run by what the command line takes, without checking or buying anything.
+
+        Args:
+            recipe: A run folder, the name of a run, or the name of a recipe that has one run in `root`. A recipe, its
+                file, or the name of one that comes with optimsyn opens the run of that recipe, and creates it if there
+                is none; `Run.start` checks it first.
+            root: Folder of the run folders; None means `runs` in the working directory.
+            size: Of a recipe, as for `Recipe.load`.
+            changes: Of a recipe, as for `Recipe.load`.
+
+        Raises:
+            StageError: There is no such run; suggests names.
+            RecipeError: The recipe is wrong, or a run is to be changed.
+
+        Example:
+            >>> run = Run.open("runs/quickstart-0f1e2d3c4b")                             # doctest: +SKIP
+        """
+        place = Path(root) if root is not None else default_root()
+        if isinstance(recipe, Recipe):
+            chosen = recipe.resized(size).changed(changes)
+        elif is_recipe(recipe):
+            chosen = Recipe.load(recipe, size=size, changes=changes)
+        elif changes or size != "full":
+            raise RecipeError(f"{recipe} is a run, whose recipe stays as it is; give size and changes with a recipe")
+        else:
+            return cls.load(folder_named(str(recipe), place))
+        return super().open(chosen, place)
 
     @classmethod
     def start(

@@ -149,7 +149,7 @@ def _check_batch(result: Availability, spec: ModelSpec) -> None:
         result.problems.append(
             f"{where}: no batch API of {provider or spec.name!r} is known, only OpenAI's and Anthropic's; remove it"
         )
-    elif result.role == "reflection":
+    elif result.role in ("reflection", "judge"):
         result.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
 
 

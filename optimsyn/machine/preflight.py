@@ -62,6 +62,7 @@ def validate(
         _check_custom_parts(recipe, preflight)
         preflight.problems += method_problems(recipe)
         preflight.warnings += idle_optimizers(recipe.synthesis, recipe.optimizers)
+        preflight.warnings += _same_judge(recipe)
         _check_stages(recipe, preflight)
         readable = _check_readers(recipe, preflight)
         if recipe.limits.cost_usd is not None:
@@ -109,6 +110,20 @@ def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
     """Models with an unknown price, which a cap on money could not count."""
     problems = [price_problem(f"models.{role}", spec, cap) for role, spec in recipe.models.writers.items()]
     return [problem for problem in problems if problem is not None]
+
+
+def _same_judge(recipe: Recipe) -> list[str]:
+    judge, generator = recipe.models.judge, recipe.models.generator
+    if judge is None or (judge.name, judge.plugin, judge.api_base) != (
+        generator.name,
+        generator.plugin,
+        generator.api_base,
+    ):
+        return []
+    return [
+        f"models.judge is the generator itself, {judge.name}: a model finds few faults in its own pairs; name another "
+        "one, or take its scores as hints"
+    ]
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:

@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS, FORMS, call_problem
@@ -362,6 +362,8 @@ class Checker:
     Args:
         checks: Which are disabled, the unsafe words, and your own checks by name.
         questions: The validation questions; the checks of their forms run as well.
+        judge: The `PairJudge` of what passes all checks, asked by the drafter; None: nobody judges. Its fingerprint
+            counts, its module is none of the built-in checks.
 
     Attributes:
         fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
@@ -377,7 +379,8 @@ class Checker:
         ('grounded',)
     """
 
-    def __init__(self, checks: Checks, questions: Sequence[Question] = ()) -> None:
+    def __init__(self, checks: Checks, questions: Sequence[Question] = (), judge: Any = None) -> None:
+        self.judge = judge
         forms = list(dict.fromkeys(question.kind for question in questions))
         of_forms = form_checks(forms)
         problems = check_problems(checks, of_forms)
@@ -387,6 +390,8 @@ class Checker:
         plugins: dict[str, Check] = {reference: CHECKS.get(reference) for reference in checks.plugins}
         self.checks = built_in | plugins
         self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions) | form_parts(forms)
+        if judge is not None:
+            self.parts["the judge"] = judge.fingerprint
         self.fingerprint = fingerprint_of(self.parts)
         self._unsafe = checks.unsafe_words
         self._questions: list[Question] = []

@@ -1,15 +1,55 @@
-"""The bundled documents and questions, as a recipe names them."""
+"""The recipes, documents and questions that come along, in a source checkout or inside an installed wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.suggestions import did_you_mean
+
 EMBEDDED_PREFIX = "embedded:"
 
-
-BUNDLED = Path(__file__).parents[1] / "data" / "bundled"
+PACKAGE = Path(__file__).resolve().parents[1]
+BUNDLED = PACKAGE / "data" / "bundled"
 
 
 def bundled_domains() -> tuple[str, ...]:
     """The domains with bundled documents and questions: what may follow `embedded:`."""
     return tuple(sorted(folder.parent.name for folder in BUNDLED.glob("*/documents.jsonl")))
+
+
+def checkout() -> Path | None:
+    """The source checkout of this package, or None for an installed wheel."""
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with optimsyn."""
+    root = checkout()
+    return root / "recipes" if root is not None else PACKAGE / "_recipes"
+
+
+def is_recipe(name: str | Path) -> bool:
+    """Whether a name means a recipe: a file, or one that comes with optimsyn."""
+    path = Path(name).expanduser()
+    is_run = (path / "manifest.json").is_file()
+    return not is_run and (_is_file(path) or (recipes_folder() / f"{name}.yaml").is_file())
+
+
+def _is_file(path: Path) -> bool:
+    return path.suffix in {".yaml", ".yml"} or path.is_file()
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe that is given as a path, as a run folder or as the name of one that comes with optimsyn."""
+    path = Path(name).expanduser()
+    if _is_file(path) or (path / "manifest.json").is_file():
+        return path
+    shipped = sorted(file.stem for file in recipes_folder().glob("*.yaml"))
+    if name in shipped:
+        return recipes_folder() / f"{name}.yaml"
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; name the recipe file in it")
+    hint = did_you_mean(name, shipped, f"give a .yaml file or one of {', '.join(shipped)}")
+    raise RecipeError(f"{name}: there is no such recipe; {hint}")

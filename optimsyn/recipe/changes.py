@@ -13,7 +13,7 @@ from optimsyn.base.errors import RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.base.suggestions import did_you_mean, nearest
 from optimsyn.recipe.problems import explain, section_of
-from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.whole import WholeT
 
 # The field that a bare string sets where a section is expected: a model's name, a source's path.
 _SHORT_FORMS = ("name", "path")
@@ -44,7 +44,7 @@ def word_for(changes: Mapping[str, Any] | None, otherwise: str = "changes") -> s
     return "--set" if isinstance(changes, SetOptions) else otherwise
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes") -> Recipe:
+def changed(recipe: WholeT, changes: Mapping[str, Any] | Iterable[str], called: str = "changes") -> WholeT:
     """The recipe with some fields overridden; all checks of a recipe file apply.
 
     A mapping as value changes only the fields that it names. A bare string for a model or a source, or a mapping with
@@ -52,18 +52,21 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
 
     Args:
         recipe: The recipe to start from; not modified.
-        changes: Dotted field (`synthesis.pairs`, `models.generator`) to value.
+        changes: Dotted field (`synthesis.pairs`, `models.generator`) to value; or texts as `--set` takes them,
+            `synthesis.pairs=20`.
         called: The caller's name for them, for messages; `--set` options are quoted as typed.
 
     Raises:
         RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range; names all.
 
     Example:
+        >>> from optimsyn import Recipe
         >>> raw = {"documents": {"source": "embedded:quickstart"}, "questions": {"validation": "embedded:quickstart"}}
         >>> recipe = Recipe.parse({**raw, "name": "mine", "guiding_text": "Ask for one certain fact."})
         >>> changed(recipe, {"synthesis.pairs": 20, "models.generator": "openai/gpt-6-luna"}).synthesis.pairs
         20
     """
+    changes = changes if isinstance(changes, Mapping) else SetOptions(changes)
     if not changes:
         return recipe
     secret = find_secret(dict(changes))
@@ -74,18 +77,18 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
     # A section before its fields, and a plugin before its name, so that the order of changes does not matter.
     for name in sorted(changes, key=lambda name: (str(name).count("."), not str(name).endswith(".plugin"))):
         try:
-            _set(raw, str(name), changes[name])
+            _set(type(recipe), raw, str(name), changes[name])
         except RecipeError as error:
             problem = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
             problems.append(f"{_named(changes, [str(name)], called)}: {problem}")
     if problems:
         raise RecipeError("\n".join(problems))
     try:
-        return Recipe.model_validate(raw).with_paths_from(Path.cwd())
+        return type(recipe).model_validate(raw).with_paths_from(Path.cwd())
     except ValidationError as error:
         wrong = error.errors()
         about = _named(changes, _concerned(changes, wrong), called)
-        raise RecipeError("\n  ".join([f"{about}:", *(explain(item, Recipe) for item in wrong)])) from None
+        raise RecipeError("\n  ".join([f"{about}:", *(explain(item, type(recipe)) for item in wrong)])) from None
 
 
 def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> str:
@@ -121,19 +124,19 @@ def parse_change(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {name.strip()}: the value is not valid YAML; put it in quotes") from None
 
 
-def _set(raw: dict[str, Any], name: str, value: Any) -> None:
+def _set(recipe: type[BaseModel], raw: dict[str, Any], name: str, value: Any) -> None:
     """Puts one value into the plain form of a recipe."""
     parts = name.split(".")
     place: Any = raw
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] | None = recipe
     for depth, part in enumerate(parts):
         if section is not None and part not in section.model_fields:
-            raise RecipeError(f"{name}: unknown field; {_hint(name, parts[:depth], section)}")
+            raise RecipeError(f"{name}: unknown field; {_hint(recipe, name, parts[:depth], section)}")
         inner = section_of(section.model_fields[part].annotation) if section is not None else None
         if depth + 1 == len(parts):
             if part == "plugin":  # the old model's name does not fit it
                 place.pop("name", None)
-            place[part] = _merged(place.get(part), value, inner, name)
+            place[part] = _merged(recipe, place.get(part), value, inner, name)
             return
         if isinstance(place.get(part), str):
             short = next(field for field in _SHORT_FORMS if inner is None or field in inner.model_fields)
@@ -146,7 +149,7 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
         place, section = place[part], inner
 
 
-def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> Any:
+def _merged(recipe: type[BaseModel], old: Any, new: Any, section: type[BaseModel] | None, name: str) -> Any:
     """The new value of a field: a mapping for a section changes only the fields that it names."""
     if section is None or not isinstance(new, Mapping):
         return new
@@ -155,21 +158,21 @@ def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> A
     merged: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
     for field, value in new.items():
         if field not in section.model_fields:
-            hint = _hint(f"{name}.{field}", name.split("."), section)
+            hint = _hint(recipe, f"{name}.{field}", name.split("."), section)
             raise RecipeError(f"{name}.{field}: unknown field; {hint}")
         inner = section_of(section.model_fields[field].annotation)
-        merged[field] = _merged(merged.get(field), value, inner, f"{name}.{field}")
+        merged[field] = _merged(recipe, merged.get(field), value, inner, f"{name}.{field}")
     return merged
 
 
-def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
+def _hint(recipe: type[BaseModel], name: str, before: list[str], section: type[BaseModel]) -> str:
     """A suggestion: a field of the same section, else one of the same or a similar name anywhere."""
     prefix = "".join(f"{part}." for part in before)
     wrong = name.removeprefix(prefix).split(".")[0]
     near = nearest(wrong, section.model_fields)
     if near is not None:
         return f"did you mean `{prefix}{near}`?"
-    all_fields = _all_fields(Recipe)
+    all_fields = _all_fields(recipe)
     last = name.rpartition(".")[2]
     same = [field for field in all_fields if field.rpartition(".")[2] == last]
     if same:

@@ -6,8 +6,9 @@ here; `optimsyn.machine.preflight` checks what depends on the machine (files, ke
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -19,6 +20,8 @@ from optimsyn.base.suggestions import file_beside
 from optimsyn.base.terminal.labels import SELECTION_LABELS, SOURCE_LABELS, method_label, variant_label
 from optimsyn.base.terminal.table import Shown, Table
 from optimsyn.base.text_files import decode
+from optimsyn.recipe.bundled import find_recipe
+from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.sections.arms import ARMS, CEILINGS, arm_problems
 from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
@@ -41,6 +44,8 @@ from optimsyn.recipe.sections.seeds import Purpose, Seeds
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import LATER_SYNTHESIS_FIELDS, Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
+from optimsyn.recipe.sizes import resized
+from optimsyn.recipe.whole import Whole
 
 __all__ = [
     "VARIANTS",
@@ -66,7 +71,7 @@ def _without_what_says_nothing(section: Section, raw: dict[str, Any], later: tup
             raw.pop(field)
 
 
-class Recipe(Shown, Section):
+class Recipe(Shown, Whole):
     """Everything that one run is made of."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Run folders begin with it.")
@@ -89,22 +94,49 @@ class Recipe(Shown, Section):
     limits: Limits = Limits()
 
     @classmethod
-    def load(cls, path: str | Path, *, of_run: bool = False) -> Recipe:
-        """Reads a recipe file; relative data paths are resolved against its folder.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        size: str = "full",
+        changes: Mapping[str, Any] | Iterable[str] = (),
+        of_run: bool = False,
+    ) -> Recipe:
+        """Reads a recipe as the command line does; relative data paths are resolved against the file's folder.
 
         Args:
-            path: The file.
+            path: A recipe file, the name of a recipe that comes with optimsyn, or a run folder.
+            size: `full`, or `tiny` for the embedded model and a handful of documents.
+            changes: Further fields, as for `changed`: `{"synthesis.pairs": 20}` or `["synthesis.pairs=20"]`.
             of_run: The file is a run's own recipe, with every field of its version. A missing field is newer and gets
                 the behaviour from before it existed.
 
         Raises:
             RecipeError: The file is missing, is not YAML, or a field is unknown, of a wrong type or out of range.
+
+        Example:
+            >>> Recipe.load("quickstart", size="tiny", changes={"synthesis.pairs": 4}).synthesis.pairs
+            4
         """
+        file = find_recipe(str(path))
+        if (file / "manifest.json").is_file():
+            file, of_run = file / "recipe.yaml", True
+        return changed(resized(cls._read(file, of_run), size), changes)
+
+    def changed(self, changes: Mapping[str, Any] | Iterable[str]) -> Recipe:
+        """The recipe with some fields overridden; see `optimsyn.recipe.changes.changed`."""
+        return changed(self, changes)
+
+    def resized(self, size: str) -> Recipe:
+        """The recipe at size `full` or `tiny`; see `optimsyn.recipe.sizes.resized`."""
+        return resized(self, size)
+
+    @classmethod
+    def _read(cls, file: Path, of_run: bool) -> Recipe:
         import yaml
 
         from optimsyn.recipe.yaml_text import LARGEST_FILE, invisible, no_mapping, parse_yaml, said_of_yaml
 
-        file = Path(path)
         if file.is_dir():
             raise RecipeError(f"{file}: is a folder; name the recipe file in it")
         if not file.is_file():
@@ -135,7 +167,7 @@ class Recipe(Shown, Section):
         return recipe.with_paths_from(file.resolve().parent, of_run=of_run)
 
     @classmethod
-    def parse(cls, raw: dict[str, Any], name: str = "recipe", *, of_run: bool = False) -> Recipe:
+    def parse(cls, raw: dict[str, Any], name: str = "recipe", *, of_run: bool = False) -> Self:
         """Builds a recipe from a plain mapping.
 
         Args:
@@ -152,7 +184,7 @@ class Recipe(Shown, Section):
             lines = [explain(item, cls) for item in error.errors()]
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
-    def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Recipe:
+    def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Self:
         """The recipe with all relative paths of data and models resolved against `folder`."""
         raw = self.model_dump(mode="json")
         asked = raw["questions"]
@@ -164,7 +196,7 @@ class Recipe(Shown, Section):
             # A model folder beside the recipe; a hub id that only looks like a path stays as it is.
             if spec and spec["name"].startswith((".", "~")):
                 spec["name"] = str((folder / Path(spec["name"]).expanduser()).resolve())
-        return Recipe.model_validate(raw, context={"of_run": of_run})
+        return type(self).model_validate(raw, context={"of_run": of_run})
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML; loading it gives an equal recipe."""
@@ -188,6 +220,8 @@ class Recipe(Shown, Section):
         ]
         if models.reflection is not None:
             rows.append(("reflection", _model(models.reflection)))
+        if models.judge is not None:
+            rows.append(("judge", f"{_model(models.judge)}, as a {self.checks.judge.mode}"))
         rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
         learned = [
             f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
@@ -255,6 +289,9 @@ class Recipe(Shown, Section):
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
         _without_what_says_nothing(self.synthesis, raw["synthesis"], LATER_SYNTHESIS_FIELDS)
+        if self.models.judge is None:
+            raw["models"].pop("judge")
+            raw["checks"].pop("judge")
         if not self.seeds.given:
             raw.pop("seeds")
         if not self.stages:
@@ -371,6 +408,8 @@ class Recipe(Shown, Section):
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
             )
+        if self.models.judge is None and self.checks.judge != type(self.checks.judge)():
+            wrong.append("checks.judge says how pairs are judged, and models.judge, who judges, is null; name a model")
         # Whether a custom estimator is linear is known after its import.
         linear = self.influence.has_own_estimator or self.influence.is_derivative
         if self.reward.given == "judged" and not self.influence.is_influence:

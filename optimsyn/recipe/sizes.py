@@ -11,7 +11,8 @@ from typing import Any
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.recipe.bundled import EMBEDDED_PREFIX, bundled_domains
-from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.optimizers import ROUND_METHODS
+from optimsyn.recipe.whole import WholeT
 
 SIZES = ("full", "tiny")
 _SUFFIX = "_tiny"
@@ -49,7 +50,7 @@ _MODELS: dict[str, Any] = {
 }
 
 
-def resized(recipe: Recipe, size: str) -> Recipe:
+def resized(recipe: WholeT, size: str) -> WholeT:
     """The recipe at a size.
 
     At size `tiny` its name ends in `_tiny`, all models are the embedded one, and every count is small. Guiding text,
@@ -66,6 +67,7 @@ def resized(recipe: Recipe, size: str) -> Recipe:
         RecipeError: There is no such size, or the recipe reads from the hub and no bundled domain has its name.
 
     Example:
+        >>> from optimsyn import Recipe
         >>> raw = {"documents": {"source": {"hub": "org/laws"}}, "questions": {"validation": {"hub": "org/exams"}}}
         >>> law = Recipe.parse({**raw, "name": "law", "guiding_text": "Ask about a duty that the clause sets."})
         >>> tiny = resized(law, "tiny")
@@ -78,8 +80,12 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     if size == "full":
         return recipe
     raw = recipe.model_dump(mode="json")
-    raw["name"] = recipe.name.removesuffix(_SUFFIX) + _SUFFIX
-    raw["models"] = _MODELS
+    name = raw["name"].removesuffix(_SUFFIX)
+    raw["name"] = name + _SUFFIX
+    # The embedded model's verdicts mean nothing.
+    judge = {"name": "embedded", "temperature": 0.0, "max_tokens": 80} if raw["models"]["judge"] else None
+    raw["models"] = {**_MODELS, "judge": judge}
+    raw["checks"]["judge"]["mode"] = "column" if judge else "check"
     # A share of so few pairs is too few.
     raw["warm_up"]["fraction"] = 1.0
     for path, sizes in _AT_MOST.items():
@@ -88,28 +94,28 @@ def resized(recipe: Recipe, size: str) -> Recipe:
             section = section[part]
         # Null stays null.
         section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
-    if recipe.synthesis.arms is not None:
+    if raw["synthesis"]["arms"] is not None:
         # Arms have one round of candidates, of which the embedded model's are valid every second time.
         raw["synthesis"] |= _CANDIDATES_OF_ARMS
-    if recipe.optimizers.policy.in_rounds:
-        policy = raw["optimizers"]["policy"]
+    policy = raw["optimizers"]["policy"]
+    if policy["method"] in ROUND_METHODS:
         policy |= {field: min(policy[field], most) for field, most in _ROUNDS_AT_MOST.items()}
     if raw["influence"]["method"] == "auto":
         # Finding the step of twins takes longer than the backward passes of so few pairs.
         raw["influence"]["method"] = "exact"
     # Layers of another model's adapter are not those of the embedded one.
     del raw["optimizers"]["policy"]["lora"]
-    _shrink_data(recipe, raw)
-    return Recipe.parse(raw, f"{recipe.name} at size tiny")
+    _shrink_data(name, raw)
+    return type(recipe).parse(raw, f"{name} at size tiny")
 
 
-def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
+def _shrink_data(name: str, raw: dict[str, Any]) -> None:
     """Replaces hub datasets by the bundled texts of the domain, and limits the number of rows."""
     documents, questions = raw["documents"], raw["questions"]
     sources = [documents["source"], questions["validation"], questions["test"]]
     remote = next((source["hub"] for source in sources if source is not None and source["hub"] is not None), None)
     if remote is not None:
-        domain = _domain_of(recipe, remote)
+        domain = _domain_of(name, remote)
         documents["source"] = {"path": domain}
         questions["validation"] = {"path": domain, "where": {"split": "validation"}}
         questions["test"] = {"path": domain, "where": {"split": "test"}}
@@ -120,13 +126,12 @@ def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
         questions[field] = _at_most(questions[field], _QUESTIONS)
 
 
-def _domain_of(recipe: Recipe, remote: str) -> str:
-    name = recipe.name.removesuffix(_SUFFIX)
+def _domain_of(name: str, remote: str) -> str:
     domains = bundled_domains()
     if name in domains:
         return EMBEDDED_PREFIX + name
     raise RecipeError(
-        f"size tiny: {recipe.name} reads {remote} from the hub, and no texts come with optimsyn under its name. Name "
+        f"size tiny: {name} reads {remote} from the hub, and no texts come with optimsyn under its name. Name "
         "some documents and questions on this machine (`path`) under documents.source, questions.validation and "
         f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in domains)}"
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import dspy
 
     from optimsyn.programs.checks import Checker
+    from optimsyn.programs.judge import Opinion
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter
 
@@ -83,7 +84,7 @@ Ask = Callable[[RubricRequest], Awaitable[RubricRequest]]
 """Adds the rubric to a request, or the reason why none could be read."""
 
 
-def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
+def failure(part: Literal["rubric", "pair", "judge"], outcome: Outcome | None) -> str:
     """The failure name of an unreadable reply, such as `pair_format` or `rubric_refusal`."""
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
@@ -131,6 +132,7 @@ class Draft:
         unjudged: The outcome of a reply without rubric or pair if it is no fault of the models.
         unread: The generator's reply that contains no pair.
         checked: Whether the checks have run.
+        opinion: What the judge says about the pair; None where it was not asked.
     """
 
     request: RubricRequest
@@ -140,6 +142,7 @@ class Draft:
     unjudged: Outcome | None = None
     unread: ReplyError | None = None
     checked: bool = False
+    opinion: Opinion | None = None
 
     @property
     def passage(self) -> Passage:
@@ -180,7 +183,7 @@ class Drafter:
 
     Args:
         pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
-        checks: Decides validity.
+        checks: Decides validity; its judge, if it has one, is asked about pairs that pass.
     """
 
     def __init__(self, pair_writer: PairWriter, checks: Checker) -> None:
@@ -214,7 +217,11 @@ class Drafter:
             )
         except ReplyError as error:
             return replace(_unreadable(request, "pair", str(error), error.outcome), unread=error)
-        return Draft(request, pair)
+        draft = Draft(request, pair)
+        judge = getattr(self.checks, "judge", None)
+        if judge is None or not self.checks.check(pair, request.passage).valid:
+            return draft
+        return replace(draft, opinion=await judge.ajudge(pair, request.passage))
 
     def check(self, draft: Draft) -> Draft:
         """The draft with the checks' verdict; unchanged without a pair."""
@@ -222,7 +229,19 @@ class Drafter:
             return draft
         validity = self.checks.check(draft.pair, draft.passage)
         reasons = {name: validity.reasons.get(name, "") for name in validity.failed}
-        return replace(draft, failed=tuple(validity.failed), reasons=reasons, checked=True)
+        checked = replace(draft, failed=tuple(validity.failed), reasons=reasons, checked=True)
+        return checked if checked.failed or checked.opinion is None else self._judged(checked, checked.opinion)
+
+    def _judged(self, draft: Draft, opinion: Opinion) -> Draft:
+        """The draft with the judge's verdict; without one it is not judged, neither valid nor invalid."""
+        judge = self.checks.judge
+        if judge is None or not judge.decides:
+            return draft
+        if opinion.outcome is not None:
+            name = failure("judge", opinion.outcome)
+            return replace(draft, failed=(name,), reasons={name: opinion.problem}, unjudged=opinion.outcome)
+        low = judge.refuses(opinion)
+        return draft if low is None else replace(draft, failed=("judge",), reasons={"judge": low})
 
 
 async def requested(blank: RubricRequest, write: WriteRubric | None) -> RubricRequest:

@@ -46,6 +46,8 @@ class Judgement(Record):
         checks: Fingerprint of the checks that decided validity.
         identity: Digest of generator, scorer, checks and penalty; only rewards with the same one are comparable.
         reward_source: The recipe's `reward.source`. Not influence: a control, whose number `influence` then holds.
+        judge: The judge's score of each criterion; empty where nobody was asked or no score could be read.
+        judge_problem: Why no score could be read.
         reward: Valid * IF - penalty * (1 - Valid); always finite. 0, without meaning, in an unjudged row.
         feedback: The verdict as a sentence.
     """
@@ -72,6 +74,8 @@ class Judgement(Record):
     checks: str = ""
     identity: str = ""
     label_tokens: int | None = None
+    judge: dict[str, int] = Field(default_factory=dict)
+    judge_problem: str = ""
     reward: float
     reward_source: str = "influence"
     feedback: str = ""

@@ -291,6 +291,8 @@ class InfluenceReward:
                 reward = 0.0 if draft.unjudged is not None else -self.invalid_penalty
                 fields |= {"failed": draft.failed, "reasons": dict(draft.reasons), "reward": reward}
                 fields["unjudged"] = draft.unjudged
+            if draft.opinion is not None:
+                fields |= {"judge": draft.opinion.scores, "judge_problem": draft.opinion.problem}
             row = Judgement(
                 key=key,
                 source=self.source,

@@ -1,4 +1,4 @@
-"""Finds runs by the folder names that a user types."""
+"""Finds runs by what a user types: a folder, a name, or the name of a recipe that one run begins with."""
 
 from __future__ import annotations
 
@@ -14,26 +14,39 @@ if TYPE_CHECKING:
 
 
 def find_run(name: str) -> Run:
-    """The run in a folder.
-
-    Raises:
-        StageError: There is no such folder, or it is no run; suggests a similar name.
-        RecipeError: Its recipe.yaml does not fit this version.
-    """
+    """The run that a name means; see `run_folder`."""
     from optimsyn.runs.folder import Run
 
+    return Run.load(run_folder(name))
+
+
+def run_folder(name: str, root: Path | None = None) -> Path:
+    """The folder of a run.
+
+    Args:
+        name: The folder, its name in `root`, or the name of a recipe that has one run beside it or in `root`.
+        root: Folder of the run folders; None means `runs`.
+
+    Raises:
+        StageError: There is no such run, or several begin with this name; suggests names.
+    """
     folder = Path(name).expanduser()
     if _is_run(folder):
-        return Run.load(folder)
+        return folder
     inside = _runs_in(folder)
     if inside:
         raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
     # Users often leave out the folder of the runs.
-    for place in (folder.resolve().parent, Path("runs")):
+    places = (folder.resolve().parent, Path("runs") if root is None else root)
+    for place in places:
         names = _runs_in(place)
-        near = nearest(folder.name, names, cutoff=0.5)
-        if near is None and folder.name:
-            near = next((run for run in names if run.startswith(f"{folder.name}-")), None)
+        begin = [run for run in names if run == folder.name or (folder.name and run.startswith(f"{folder.name}-"))]
+        if len(begin) == 1:
+            return place / begin[0]
+        if begin:
+            raise StageError(f"{folder}: {len(begin)} runs begin with this name; name one of {', '.join(begin)}")
+    for place in places:
+        near = nearest(folder.name, _runs_in(place), cutoff=0.5)
         if near is not None:
             path = place / near
             here = Path.cwd()

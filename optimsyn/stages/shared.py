@@ -225,7 +225,13 @@ class Tools:
         """The validity checks of the recipe."""
         from optimsyn.programs.checks import Checker
 
-        return Checker(self.recipe.checks, self.validation)
+        spec = self.recipe.models.judge
+        if spec is None:
+            return Checker(self.recipe.checks, self.validation)
+        from optimsyn.programs.judge import PairJudge
+
+        judge = PairJudge(self._language_model("judge", spec), self.recipe.checks.judge)
+        return Checker(self.recipe.checks, self.validation, judge)
 
     def is_near_test(self, pair: Pair) -> bool:
         """Whether a pair is nearly a test question: it may earn a reward, but never enter a dataset."""

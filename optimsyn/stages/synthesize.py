@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import StageError
@@ -30,6 +31,7 @@ from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import Recipe
     from optimsyn.recipe.sections.synthesis import Variant
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.runs.folder import Run
@@ -169,7 +171,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         influence=means,
         predicted=predicted,
         busy=loads_of(tools.meter),
-        notes=tuple(notes),
+        notes=(*notes, *_judge_note(tools.recipe, judged)),
     ).save(run)
 
 
@@ -202,6 +204,23 @@ def _how_even(tools: Tools, choice: dict[str, list[Judgement]], count: int) -> s
     if fewest == count and config.select != "first":
         text += ". That left nothing to select: raise `synthesis.oversample`"
     return f"{text}."
+
+
+def _judge_note(recipe: Recipe, judged: dict[str, list[Judgement]]) -> list[str]:
+    """What the judge said on average, and how often nothing, as a sentence."""
+    rows = [row for rows in judged.values() for row in rows if row.judge or row.judge_problem]
+    if not rows or recipe.models.judge is None:
+        return []
+    scored = [row.judge for row in rows if row.judge]
+    means = [f"{name.replace('_', ' ')} {fmean(s[name] for s in scored):.1f}" for name in (scored[0] if scored else ())]
+    config = recipe.checks.judge
+    text = f"{recipe.models.judge.name} judged {len(scored):,} candidates that passed the other checks"
+    text += f", of {config.scale} on average: {', '.join(means)}" if means else ""
+    unread = len(rows) - len(scored)
+    if unread:
+        what = "are not judged" if config.mode == "check" else "have no scores"
+        text += f"; {unread:,} more {what}, because its reply held none"
+    return [f"{text}."]
 
 
 def _lost(judgements: Sequence[Judgement], near_test: int, unique: int, count: int) -> Losses:

@@ -109,6 +109,7 @@ ROLE_LABELS = {
     "rubric": "Rubric model",
     "policy": "Policy",
     "reflection": "Reflection",
+    "judge": "Judge",
     "other": "Others",
 }
 

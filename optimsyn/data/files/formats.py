@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import io
 import itertools
 import re
@@ -17,6 +18,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
 from optimsyn.data.files.archives import Sizes, check_archive
 from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES
+from optimsyn.data.files.pdf_pages import pages_of
 from optimsyn.recipe.sections.data import FileLimits
 
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -25,6 +27,7 @@ _UNKNOWN_LETTER = re.compile(r"\(cid:\d+\)")
 _MANIFEST = "META-INF/manifest.xml"
 _LETTER_HEAD = ("from", "subject", "date", "received")
 _MB = 1_000_000
+_WIDEST_SPAN = 1000
 
 
 def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tuple[str, list[str]]:
@@ -45,7 +48,7 @@ def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tupl
     else:
         readers: dict[str, Callable[[bytes], str]] = {
             ".pdf": lambda pdf: _pdf(pdf, limits.pages),
-            ".docx": lambda word: _markdown("Docx", word, ".docx"),
+            ".docx": _word,
             ".pptx": lambda slides: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
             ".epub": _book,
             ".xlsx": _sheets,
@@ -71,6 +74,58 @@ def _markdown(kind: str, data: bytes, suffix: str) -> str:
     return str(converter.convert(io.BytesIO(data), StreamInfo(extension=suffix)).markdown)
 
 
+def _word(data: bytes) -> str:
+    from markitdown import StreamInfo, converters
+
+    class Pages(converters.HtmlConverter):
+        def convert_string(self, html_content: str, **options: Any) -> Any:
+            return super().convert_string(_with_plain_cells(html_content), **options)
+
+    converter = converters.DocxConverter()
+    converter._html_converter = Pages()
+    return str(converter.convert(io.BytesIO(data), StreamInfo(extension=".docx")).markdown)
+
+
+def _with_plain_cells(page: str) -> str:
+    """HTML with cells over several rows repeated in each, and with bars escaped, because Markdown has no such cells."""
+    lower = page.lower()
+    if "<table" not in lower or ("rowspan" not in lower and "|" not in page):
+        return page
+    from bs4 import BeautifulSoup, Tag
+
+    soup = BeautifulSoup(page, "html.parser")
+    for table in soup.find_all("table"):
+        # Column -> the cell that reaches down into it, and how many rows are left of it.
+        reaching: dict[int, tuple[Tag, int]] = {}
+        for row in table.find_all("tr"):
+            if row.find_parent("table") is not table:
+                continue
+            column, below = 0, {}
+            cells = row.find_all(("td", "th"), recursive=False)
+            while cells or column in reaching:
+                if column in reaching:
+                    cell, left = reaching[column]
+                    again = copy.copy(cell)
+                    cells[0].insert_before(again) if cells else row.append(again)
+                else:
+                    cell = cells.pop(0)
+                    left = _span(cell, "rowspan")
+                    del cell["rowspan"]
+                if left > 1:
+                    below[column] = (cell, left - 1)
+                column += _span(cell, "colspan")
+            reaching = below
+        for text in table.find_all(string=re.compile(r"\|")):
+            if text.find_parent("table") is table:
+                text.replace_with(text.replace("|", "\\|"))
+    return str(soup)
+
+
+def _span(cell: Any, name: str) -> int:
+    value = str(cell.get(name, "1")).strip()
+    return max(1, min(int(value), _WIDEST_SPAN)) if value.isdigit() else 1
+
+
 def _pdf(data: bytes, most: int) -> str:
     from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
     from pdfminer.pdfpage import PDFPage
@@ -87,7 +142,7 @@ def _pdf(data: bytes, most: int) -> str:
         raise DataError(f"has more than {most} pages, documents.limits.pages; split it, or raise that and .seconds")
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
-    text = _markdown("Pdf", data, ".pdf")
+    text = "\f".join(pages_of(data))
     unknown = len(_UNKNOWN_LETTER.findall(text))
     if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
         raise DataError("does not say which characters its glyphs are (a font without a character map); run OCR on it")
@@ -156,7 +211,7 @@ def _page(data: bytes, encoding: str | None) -> str:
 
     declared = EncodingDetector.find_declared_encoding(data, is_html=True)
     text = decode(data, "", encoding or _known(declared), settable=True)
-    return str(HtmlConverter().convert_string(text).markdown)
+    return str(HtmlConverter().convert_string(_with_plain_cells(text)).markdown)
 
 
 def _known(encoding: str | None) -> str | None:

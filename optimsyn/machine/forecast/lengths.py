@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.demonstrations import DEMOS
+from optimsyn.data.records import Pair, Passage
 from optimsyn.data.splits import evenly
 from optimsyn.llm.hosted.capabilities import abilities_of
 from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
+from optimsyn.programs.judge import judge_messages
 from optimsyn.programs.prompts import pair_prompts, rubric_prompts, writer_prompts
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.runs.forecast import Range
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Passage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -43,6 +44,8 @@ class Lengths:
     pair_out: Range
     reflection_in: Range
     reflection_out: Range
+    judge_in: Range
+    judge_out: Range
     notes: tuple[str, ...] = ()
 
 
@@ -101,6 +104,11 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     rubric_reply = sum(count_rubric(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
     reflection = models.reflection
     examples_in = recipe.optimizers.prompt.minibatch * (mean(count_pair, pair_prompt) / 2 + 200)
+    judge_in = judge_out = 0.0
+    if models.judge is not None:
+        count_judge = _counter(models.judge)[0]
+        judge_in = sum(count_judge(_judge_prompt(recipe, text)) for text in texts) / len(texts)
+        judge_out = 8.0 * len(recipe.checks.judge.criteria)
     return Lengths(
         rubric_in=_prompt(mean(count_rubric, rubric_prompt)),
         rubric_out=_reply(models.rubric, rubric_reply * _WORDIER),
@@ -110,8 +118,17 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
         reflection_in=Range(low=examples_in / 2, expected=examples_in, high=3 * examples_in),
         reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
+        judge_in=_prompt(judge_in),
+        judge_out=_reply(models.judge, judge_out) if models.judge is not None else Range(),
         notes=tuple(notes),
     )
+
+
+def _judge_prompt(recipe: Recipe, text: str) -> str:
+    demo = DEMOS[0]
+    pair = Pair(id="", question=demo.question, answer=demo.answer, passage_id="")
+    passage = Passage(id="", document_id="", text=text, char_start=0, char_end=len(text))
+    return _joined(judge_messages(recipe.checks.judge, pair, passage, chat=True))
 
 
 def thinks(spec: ModelSpec) -> bool:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe.recipe import ModelSpec, Recipe
     from optimsyn.runs.folder import Run
 
-Kind = Literal["rubric", "policy", "pair", "bare", "reflection"]
+Kind = Literal["rubric", "policy", "pair", "bare", "reflection", "judge"]
 
 # The stages that use batches if the recipe asks for them, and the price of a batch as a share of the usual one.
 BATCHED = ("warm_up", "synthesize")
@@ -184,12 +184,19 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
     """Requests of each kind that each stage sends."""
     parts = passage_parts(recipe, passages) if passages else None
     learned_from = passages if parts is None else len(parts["optimize"])
-    return {
+    work = {
         "warm_up": _first_draft(recipe),
         "optimize_prompt": _prompt_search(recipe, learned_from),
         "train_policy": _policy_training(recipe, learned_from),
         "synthesize": _synthesis(recipe, learned_from, known, _cached(recipe, passages, parts is not None)),
     }
+    if recipe.models.judge is not None:
+        # Each pair that passes the other checks; at most all are.
+        valid = _valid(recipe)
+        share = Range(low=valid.high, expected=valid.expected, high=1.0)
+        for requests in work.values():
+            requests += [("judge", amount * share) for kind, amount in requests if kind in ("pair", "bare")]
+    return work
 
 
 def _cached(recipe: Recipe, passages: int, apart: bool) -> Range:
@@ -407,6 +414,7 @@ def _priced(
         "pair": (models.generator, lengths.pair_in, lengths.pair_out),
         "bare": (models.generator, lengths.bare_in, lengths.pair_out),
         "reflection": (models.reflection, lengths.reflection_in, lengths.reflection_out),
+        "judge": (models.judge, lengths.judge_in, lengths.judge_out),
     }
     requests, read, written = Range(), Range(), Range()
     cost: Range | None = Range()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
+from optimsyn.recipe.checked import Checked
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
 from optimsyn.recipe.sections.parts import name_of
 
@@ -16,8 +18,11 @@ from optimsyn.recipe.sections.parts import name_of
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 
 
-class Section(BaseModel):
+class Section(Checked):
     """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
+
+    refused_as: ClassVar[type[OptimsynError]] = RecipeError
+    changed_by: ClassVar[str] = 'make another recipe with changed(recipe, {"field": value})'
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
@@ -28,6 +33,11 @@ def _as_name(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     return {"plugin": value} if callable(value) or hasattr(value, "complete") else value
+
+
+def _as_judge(value: Any) -> Any:
+    value = _as_name(value)
+    return {"temperature": 0.0, **value} if isinstance(value, dict) else value
 
 
 class Prices(Section):
@@ -325,9 +335,13 @@ class Models(Section):
         None,
         description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )
+    judge: Annotated[ModelSpec | None, BeforeValidator(_as_judge)] = Field(
+        None,
+        description="Judges pairs as `checks.judge` says, at temperature 0 if none is given; null: nobody does.",
+    )
 
     @property
     def writers(self) -> dict[str, ModelSpec]:
         """The models that write text, by role."""
-        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection}
+        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection, "judge": self.judge}
         return {role: spec for role, spec in roles.items() if spec is not None}

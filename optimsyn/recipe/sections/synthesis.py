@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from optimsyn.base.extensions import CHECKS, is_part
 from optimsyn.recipe.sections.models import Section
@@ -84,6 +84,57 @@ class Synthesis(Section):
         return max(4 * self.first_round, CANDIDATES_OF_A_HANDFUL)
 
 
+class Criterion(Section):
+    """One thing that the judge scores."""
+
+    name: str = Field(..., pattern=r"^[a-z][a-z0-9_]*$", max_length=40, description="Its name, in lower case.")
+    asks: str = Field(..., min_length=5, description="What a full score means, in a sentence.")
+    least: int | None = Field(None, ge=1, description="Least score of a valid pair; null: that of the judge.")
+
+
+_CRITERIA = (
+    Criterion(name="correct", asks="the answer is right, and the passage says so"),
+    Criterion(name="well_formed", asks="question and answer are whole, grammatical and free of debris"),
+    Criterion(name="answerable", asks="somebody who knows the field can answer it as it stands, and in one way"),
+    Criterion(name="useful", asks="it asks for something of the passage that is worth knowing"),
+)
+
+
+class Judge(Section):
+    """How `models.judge` judges pairs that pass all other checks."""
+
+    mode: Literal["check", "column"] = Field(
+        "check",
+        description="check: a pair below the least score of a criterion is invalid, and one whose verdict cannot be "
+        "read is not judged. column: the scores are kept and change nothing.",
+    )
+    scale: int = Field(5, ge=2, le=100, description="The best score; the worst is 1.")
+    least: int = Field(3, ge=1, description="Least score of a valid pair, of each criterion.")
+    criteria: tuple[Criterion, ...] = Field(_CRITERIA, min_length=1, description="What is scored.")
+
+    def least_of(self, criterion: Criterion) -> int:
+        """The least score of a criterion."""
+        return self.least if criterion.least is None else criterion.least
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_elsewhere(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "model" in raw:
+            raise ValueError("the model that judges is models.judge; name it there, and here what it judges by")
+        return raw
+
+    @model_validator(mode="after")
+    def _possible(self) -> Judge:
+        names = [criterion.name for criterion in self.criteria]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"criteria: {twice!r} is there twice; rename one")
+        high = next((c.name for c in self.criteria if self.least_of(c) > self.scale), None)
+        if high is not None:
+            raise ValueError(f"criteria: {high} asks for more than the best score, scale: {self.scale}; lower least")
+        return self
+
+
 class Checks(Section):
     """Validity checks; a pair that fails one is invalid and the check is named."""
 
@@ -97,3 +148,4 @@ class Checks(Section):
         (),
         description="Your own checks: registered names or `package.module:name`; in Python also functions themselves.",
     )
+    judge: Judge = Judge()

@@ -265,6 +265,8 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     roles = {"Generator": models.generator, "Rubric model": models.rubric, "Target": models.target}
     if models.reflection is not None:
         roles["Reflection"] = models.reflection
+    if models.judge is not None:
+        roles["Judge"] = models.judge
     looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
     sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
     spreads = " standard deviations of the first drafts'" if recipe.reward.penalty_unit == "spread" else ""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.terminal.table import Shown
@@ -15,6 +15,9 @@ from optimsyn.data.records import Pair
 from optimsyn.runs.datasets.export import CARD, PARQUET
 
 if TYPE_CHECKING:
+    from datasets import Dataset as HubDataset
+    from pandas import DataFrame
+
     from optimsyn.base.terminal.table import Table
 
 _LISTED = 5
@@ -24,33 +27,61 @@ class Dataset(Shown, Sequence[Pair]):
     """The pairs of `dataset/train.parquet` with their lineage; displayed in notebooks and terminals.
 
     Args:
-        folder: Folder that `export_dataset` wrote, such as `<run>/dataset`.
+        folder: A run folder, or a folder that `export_dataset` wrote, such as `<run>/dataset`.
 
     Raises:
-        DataError: There is no dataset in the folder.
+        DataError: There is no dataset in the folder, or its file is damaged.
 
     Example:
         >>> run.dataset[0].question                                                  # doctest: +SKIP
         >>> sorted(run.dataset.influence)                                            # doctest: +SKIP
     """
 
-    def __init__(self, folder: Path) -> None:
-        if not (folder / PARQUET).is_file():
-            raise DataError(f"{folder / PARQUET}: there is no dataset yet; the stage synthesize writes it")
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        place = Path(folder).expanduser()
+        place = place / "dataset" if (place / "manifest.json").is_file() else place
+        if not (place / PARQUET).is_file():
+            raise DataError(f"{place / PARQUET}: there is no dataset yet; the stage synthesize writes it")
+        self.folder = place
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Rows of the file, with every column."""
+        rows: list[dict[str, Any]] = self._arrow().to_pylist()
+        return rows
+
+    def _arrow(self) -> Any:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows: list[dict[str, Any]] = pq.read_table(self.folder / PARQUET).to_pylist()
-        return rows
+        try:
+            return pq.read_table(self.folder / PARQUET)
+        except pa.ArrowInvalid as error:
+            problem = str(error).splitlines()[0]
+            raise DataError(f"{self.folder / PARQUET}: not readable ({problem}); run synthesize again") from None
+
+    def to_pandas(self) -> DataFrame:
+        """A pandas DataFrame, a row for each pair; the card describes the columns (`dataset.card`).
+
+        `messages` and `influence_by_subtask` are lists of mappings, `rubric` is a mapping or None, `choices` a list or
+        None, and `answer_index` a nullable integer.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows, columns=self.columns)
+        whole = [name for name in ("answer_index", "char_start", "char_end", "seed") if name in frame]
+        return frame.astype(dict.fromkeys(whole, "Int64"))
+
+    def to_hf(self) -> HubDataset:
+        """A `datasets.Dataset` in memory with the same columns, as `load_dataset` gives it from the hub."""
+        import datasets
+
+        return datasets.Dataset(self._arrow())
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
-        return list(self.rows[0])
+        return list(self._arrow().column_names)
 
     @property
     def influence(self) -> list[float | None]:
@@ -66,11 +97,28 @@ class Dataset(Shown, Sequence[Pair]):
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Pair]:
-        return (_pair(row) for row in self.rows)
+        return map(self._pair, self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        rows = self.rows[place]
-        return [_pair(row) for row in rows] if isinstance(rows, list) else _pair(rows)
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        if isinstance(place, slice):
+            return list(map(self._pair, self.rows[place]))
+        return self._pair(self.rows[place])
+
+    def _pair(self, row: Mapping[str, Any]) -> Pair:
+        try:
+            fields = {name: row[name] for name in Pair.model_fields if name in row}
+            if "details" in fields:
+                fields["details"] = json.loads(fields["details"] or "{}")
+                fields["form"] = fields["form"] or ""
+            return Pair(**fields)
+        except (DataError, ValueError) as error:
+            raise DataError(f"{self.folder / PARQUET}: row {row.get('id')!r}: {error}; run synthesize again") from None
 
     def __repr__(self) -> str:
         return f"Dataset({len(self)} pairs, {str(self.folder)!r})"
@@ -84,7 +132,7 @@ class Dataset(Shown, Sequence[Pair]):
         body = []
         for place in order[:_LISTED]:
             row = self.rows[place]
-            (question, *below), answer = shown(_pair(row))
+            (question, *below), answer = shown(self._pair(row))
             listed = "".join(f"\n{chr(65 + i)}. {part}" for i, part in enumerate(below))
             body.append((question + listed, answer, row["document_id"], fixed(row["influence"], decimals)))
         variants = ", ".join(variant_label(name) for name in dict.fromkeys(row["variant"] for row in self.rows))
@@ -99,11 +147,3 @@ class Dataset(Shown, Sequence[Pair]):
             right=frozenset({3}),
             note=note,
         )
-
-
-def _pair(row: Mapping[str, Any]) -> Pair:
-    fields = {name: row[name] for name in Pair.model_fields if name in row}
-    if "details" in fields:
-        fields["details"] = json.loads(fields["details"] or "{}")
-        fields["form"] = fields["form"] or ""
-    return Pair.model_validate(fields)

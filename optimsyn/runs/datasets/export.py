@@ -77,6 +77,7 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
         "completion": sample.completion,
         **{name: lineage[name] for name in _LINEAGE},
         **({"form": pair.form, "details": json.dumps(pair.details, ensure_ascii=False)} if pair.form else {}),
+        **({"judge": _scores(judgement)} if judgement.judge or judgement.judge_problem else {}),
         "valid": judgement.valid if _measured(judgement) else None,
         "failed_checks": list(judgement.failed),
         "influence": judgement.influence,
@@ -87,6 +88,10 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
         "loss": judgement.loss,
         "reward": judgement.reward if _measured(judgement) else None,
     }
+
+
+def _scores(judgement: Judgement) -> list[dict[str, Any]]:
+    return [{"criterion": name, "score": score} for name, score in judgement.judge.items()]
 
 
 def dataset_card(
@@ -131,6 +136,10 @@ def dataset_card(
         middle = influence[len(influence) // 2]
         what = "Influence" if is_influence else "Score"
         facts.insert(3, (f"{what}: least, median, most", f"{influence[0]:.4f}, {middle:.4f}, {influence[-1]:.4f}"))
+    judged_by = recipe.models.judge
+    judge = (
+        "" if judged_by is None else f" `judge` holds the scores, of {recipe.checks.judge.scale}, by {judged_by.name}."
+    )
     guiding = next((pair.guiding_text for pair in pairs if pair.guiding_text), "")
     parts = [
         f"---\n{header.to_yaml()}\n---",
@@ -146,7 +155,7 @@ def dataset_card(
         "`document_id`, `passage_id`, `char_start` and `char_end` locate the passage, `quote` the sentence that the "
         "answer rests on. `variant`, `generator`, `rubric_model`, `guiding_text`, `rubric` and `seed` tell how the "
         "pair was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target "
-        "said.",
+        f"said.{judge}",
         "## Licence\n\n" + _licence(documents),
     ]
     return "\n\n".join(parts) + "\n"
@@ -189,7 +198,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     text, number, count = pa.string(), pa.float64(), pa.int64()
-    # `form` and `details` exist only where a form needs them.
+    # `form` and `details` exist only where a form needs them, `judge` where there is one.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     types = dict.fromkeys(columns, text)
     types |= dict.fromkeys(("influence", "gradient_norm", "loss", "reward"), number)
@@ -200,6 +209,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "choices": pa.list_(text),
         "failed_checks": pa.list_(text),
         "influence_by_subtask": pa.list_(pa.struct([("subtask", text), ("influence", number)])),
+        "judge": pa.list_(pa.struct([("criterion", text), ("score", count)])),
         "rubric": pa.struct([(name, text) for name in Rubric.model_fields]),
     }
     # A fixed schema, so that an empty column has the same type in every dataset.
