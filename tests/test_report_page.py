@@ -100,7 +100,7 @@ def test_the_headline_names_the_worst_end_as_plainly_as_the_best(tmp_path: Path)
     effect, ends = headlines(html)
     assert "raised answer loss from 3.00 to 3.60 (+0.600 [+0.500, +0.700], 20 test questions)" in effect
     assert ends == (
-        "Of the 4 variants, answer loss is lowest with the pairs of no rubric, 1.00, and highest with the pairs of "
+        "Of the 4 variants, answer loss is lowest with the pairs without a rubric, 1.00, and highest with the pairs of "
         "the trained policy, which is the dataset, 3.60."
     )
     assert 'class="verdict bad"' in html
@@ -115,7 +115,7 @@ def test_of_a_metric_with_the_better_end_above_the_highest_comes_first(tmp_path:
     run = write_run(tmp_path / "runs")
     rows = [row for row in json.loads(run.path("evaluation.json").read_text()) if row["metric"] == "accuracy"]
     run.path("evaluation.json").write_text(json.dumps(rows))
-    assert re.search("accuracy is highest with the pairs of .*, and lowest with", headlines(page_of(run)[0])[1])
+    assert re.search("accuracy is highest with the pairs .*, and lowest with", headlines(page_of(run)[0])[1])
 
 
 def test_one_seed_is_never_called_better(tmp_path: Path) -> None:

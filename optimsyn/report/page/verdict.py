@@ -157,12 +157,14 @@ def _pairs(facts: RunFacts) -> str:
 
 
 def _tone(facts: RunFacts) -> str:
-    """Good only if something moved the right way and nothing the wrong way, also beside pairs without a rubric."""
+    """Good only if something moved the right way and nothing the wrong way, also beside pairs without a
+    rubric, and nothing speaks against the reward."""
     sides = [favourable(row) for row in _of(facts.evaluation, facts.dataset_variant)]
     beside = [favourable(row) for row in _of(facts.against_no_rubric, facts.dataset_variant)]
     if False in sides:
         return "open" if True in sides else "bad"
-    return "good" if True in sides and False not in beside else "open"
+    unsound = facts.reward_look is not None and facts.reward_look.verdict in ("noise", "doubtful")
+    return "good" if True in sides and False not in beside and not unsound else "open"
 
 
 def _headline(facts: RunFacts) -> str:
@@ -204,7 +206,7 @@ def _ends(facts: RunFacts) -> str:
     told = []
     for end, value in ends:
         names = [_name(facts, row["variant"]) for row in rows if row["value"] == value]
-        told.append(f"{end} with the pairs of {_joined(names)}, {fixed(value, 2)}")
+        told.append(f"{end} with the pairs {_joined(names)}, {fixed(value, 2)}")
     plain = next((row["value"] for row in rows if row["variant"] == "no_rubric"), None)
     # So that an improvement is not credited to rubrics alone.
     beside = "" if plain is None or plain in (min(values), max(values)) else f"; without a rubric {fixed(plain, 2)}"
@@ -219,7 +221,7 @@ def _first_metric(facts: RunFacts) -> list[MetricRow]:
 
 def _name(facts: RunFacts, variant: str) -> str:
     label = variant_label(variant)
-    label = label if variant == "no_rubric" else f"the {label}"
+    label = "without a rubric" if variant == "no_rubric" else f"of the {label}"
     return f"{label}, which is the dataset" if variant == facts.dataset_variant else label
 
 
