@@ -163,7 +163,7 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shut
 
 
 @pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("asked", ["influence", "howto", "영향도"])
+@pytest.mark.parametrize("asked", ["influence", "GEPA", "영향도"])
 def test_the_search_finds_pages_without_a_server(site: Path, asked: str) -> None:
     address = f"{(site / 'howto' / 'cost.html').as_uri()}?q={quote(asked)}"
     command = [str(_CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]

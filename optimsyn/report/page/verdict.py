@@ -157,8 +157,7 @@ def _pairs(facts: RunFacts) -> str:
 
 
 def _tone(facts: RunFacts) -> str:
-    """Good only if something moved the right way and nothing the wrong way, also beside pairs without a
-    rubric, and nothing speaks against the reward."""
+    """Good only if something moved the right way, nothing the wrong way, and nothing speaks against the reward."""
     sides = [favourable(row) for row in _of(facts.evaluation, facts.dataset_variant)]
     beside = [favourable(row) for row in _of(facts.against_no_rubric, facts.dataset_variant)]
     if False in sides:
