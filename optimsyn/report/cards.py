@@ -42,7 +42,7 @@ class PairCard:
         before = 0
         for label, text in self.parts:
             lines = max(text.count("\n"), len(text) // _LINE)
-            if lines or before:
+            if grid.row_count and (lines or before):
                 grid.add_row()
             grid.add_row(Text(label, style="bold"), Text(text))
             before = lines

@@ -128,7 +128,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         for draft, influence in zip(drafts, influences, strict=True)
     ]
     columns = ("passage", "rubric", "pair", "checks", "influence")
-    bought = f"What is shown cost {_spent(sum((usage for _, usage in written), Usage()))} when it was bought."
+    bought = f"In all: {_spent(sum((usage for _, usage in written), Usage()))}, by the prices when it was bought."
     return Preview(
         heading=f"Preview of {run.recipe.name}",
         head=columns,
