@@ -170,7 +170,7 @@ def run(
     """
     from optimsyn.execution.runner import run_stages
     from optimsyn.execution.status_line import Steps
-    from optimsyn.report.summary import show_end
+    from optimsyn.report.closing import show_end
 
     console = make_console()
     if stage is not None:

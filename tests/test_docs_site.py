@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -147,3 +149,23 @@ def test_pages_carry_what_only_the_code_knows(site: Path) -> None:
     }
     assert "recipe-guiding-text" in text["reference/recipe.html"]
     assert "near_duplicate_question" in text["concepts/reward.html"]
+
+
+def test_a_page_that_is_opened_as_a_file_has_what_its_search_needs(site: Path, pages: dict[Path, Page]) -> None:
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+    for path, page in pages.items():
+        scripts = [name for link in page.loaded if (name := Path(urlsplit(link).path).name).endswith(".js")]
+        # The theme's own script asks for a worker, which only this one gives to a file.
+        assert scripts[0] == "iframe-worker.js" and scripts[-1].startswith("bundle."), path
+
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("asked", ["influence", "GEPA", "영향도"])
+def test_the_search_finds_pages_without_a_server(site: Path, asked: str) -> None:
+    address = f"{(site / 'howto' / 'cost.html').as_uri()}?q={quote(asked)}"
+    command = [str(_CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]
+    done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, check=True, timeout=120)
+    assert re.search(r"md-search-result__meta\">\s*[1-9]\d* matching document", done.stdout)

@@ -47,6 +47,8 @@ def test_search_improves_within_its_budget_and_writes_a_history(tmp_path: Path) 
     assert rows[0]["guiding_text"] == BASE_TEXT
     assert {row["status"] for row in rows} == {"start", "compared", "rejected"}
     assert found.candidates == len(rows)
+    assert {row["passages"] for row in rows if row["status"] != "rejected"} == {6}
+    assert {row["passages"] for row in rows if row["status"] == "rejected"} == {3}
     best = [row["best"] for row in rows]
     assert best == sorted(best)
     assert best[-1] == found.score

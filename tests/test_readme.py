@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from optimsyn.recipe.recipe import Recipe
@@ -47,6 +48,57 @@ def test_files_and_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in re.findall(r"copy a recipe: (.*)", README)[0].split(", "):
         assert (ROOT / "recipes" / f"{name}.yaml").is_file(), name
+
+
+PAGES = ("README.md", "docs/index.md")
+
+
+def _code(text: str) -> list[str]:
+    """Lines of code without comments and the recipe's guiding text, which are translated."""
+    text = re.sub(r"(guiding_text: >-\n)(?:  .*\n)+", r"\1", text)
+    lines = "".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)).splitlines()
+    code = [" ".join(re.sub(r"(?:^|\s)#.*", "", line).split()) for line in lines]
+    return [line for line in code if line]
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_korean_page_has_the_commands_figures_and_links_of_the_english_one(name: str) -> None:
+    english = (ROOT / name).read_text(encoding="utf-8")
+    korean = (ROOT / name.replace(".md", ".ko.md")).read_text(encoding="utf-8")
+    assert _code(korean) == _code(english)
+    figures = [
+        sorted(re.findall(r"\d+(?:[.,]\d+)*", _prose(text).replace("November", "11"))) for text in (english, korean)
+    ]
+    assert figures[1] == figures[0]
+    own = {Path(name).name, Path(name).name.replace(".md", ".ko.md"), "docs/index.md", "docs/index.ko.md"}
+    links = [{link for link in re.findall(r"\]\(([^)]+)\)", text) if link not in own} for text in (english, korean)]
+    assert links[1] == links[0]
+    assert english.count("\n## ") == korean.count("\n## ")
+    # Each names the other.
+    assert f"]({Path(name).name.replace('.md', '.ko.md')})" in english and f"]({Path(name).name})" in korean
+    inline = [
+        sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", t, flags=re.S)))) for t in (english, korean)
+    ]
+    assert inline[1] == inline[0], "files, fields and names in code"
+
+
+def test_the_korean_recipe_is_valid() -> None:
+    korean = (ROOT / "README.ko.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", korean, re.DOTALL)
+    assert Recipe.parse(yaml.safe_load(block)).guiding_text.startswith("전문의가")
+
+
+def test_the_forecast_of_the_readme_is_that_of_the_recipe() -> None:
+    recipe = (ROOT / "recipes" / "medicine.yaml").read_text(encoding="utf-8")
+    costs = re.findall(r"^# Costs +([\d.]+ to [\d.]+) dollars", recipe, re.MULTILINE)
+    pairs = yaml.safe_load(recipe)["synthesis"]["pairs"]
+    for name in PAGES:
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert f"{costs[0]} US dollars" in text and f"{pairs} pairs a variant" in text, name
 
 
 def test_the_docs_show_the_present_results() -> None:

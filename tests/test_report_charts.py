@@ -14,7 +14,9 @@ from report_helpers import Page, metric_row
 from optimsyn.base.terminal.labels import variant_color
 from optimsyn.base.terminal.table import decimals_for, fixed
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
+from optimsyn.report.drawing import page_axes
 from optimsyn.report.page.pairs import excerpt_around
+from optimsyn.report.panels import draw_prompt, prompt_words
 from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import word_diff
 
@@ -71,6 +73,30 @@ def test_histories_of_optimisers_are_drawn_or_left_out() -> None:
     assert "Dotted" not in drawn(policy_chart([{"step": 1, "reward": 0.1}]))
     many = [{"step": i, "reward": 0.01 * i, "reward_std": 0.1, "valid": 1.0} for i in range(1, 500)]
     assert "on the right: the share of pairs" in drawn(policy_chart(many))
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (2, 8), (None, None)])
+def test_scores_of_few_passages_are_not_on_the_axis_of_those_of_all(counts: tuple[int | None, int | None]) -> None:
+    history: list[dict[str, Any]] = [
+        {"judged": 16, "status": "start", "score": 0.1},
+        {"judged": 19, "status": "rejected", "score": 5.0},
+        {"judged": 40, "status": "compared", "score": 0.2},
+        {"judged": 43, "status": "rejected", "score": -7.0},
+    ]
+    if counts[0] is not None:
+        history = [row | {"passages": n} for row, n in zip(history, (16, counts[0], 16, counts[1]), strict=True)]
+    with page_axes(380, 300, (50, 20, 370, 280)) as axes:
+        note = draw_prompt(axes, history)
+        above, below = axes.child_axes
+    low, high = above.get_ylim()
+    assert 0 < low < 0.1 < 0.2 < high < 0.3 and below.get_ylim()[0] < -7 < 5 < below.get_ylim()[1]
+    assert above.get_xlim() == below.get_xlim()
+    names = [text.get_text() for each in (above, below) for text in each.texts]
+    assert names[0] == "● compared (n = 16 passages), line: best", "the first text tells how many, where no row does"
+    told = {(3, 3): " (n = 3 passages)", (2, 8): " (n = 2 to 8 passages)"}.get(counts, "")  # type: ignore[call-overload]
+    assert f"○ rejected early{told}" in names
+    assert ("8" in names) == (counts == (2, 8)), "dots of different numbers of passages carry theirs"
+    assert "scale of its own" in note and f"2 of them rejected early{told}" in prompt_words(history)
 
 
 def test_intervals_of_one_run_and_of_several() -> None:

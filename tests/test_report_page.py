@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from report_helpers import HOSTILE, check_page, make_recipe, stop, write_run
 from optimsyn.base.errors import DataError
 from optimsyn.base.terminal.table import fixed
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.report.closing import closing_sentences
+from optimsyn.report.comparison import write_comparison
+from optimsyn.report.facts import RunFacts
+from optimsyn.report.page.pairs import side_by_side
 from optimsyn.report.page.report import write_report
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES, ManifestFile
@@ -61,15 +66,104 @@ def test_a_finished_run_shows_the_numbers_of_its_files(tmp_path: Path) -> None:
 
 
 def test_the_verdict_claims_no_more_than_the_intervals(tmp_path: Path) -> None:
-    _, words = page_of(write_run(tmp_path / "runs"))
-    assert "improved the target: answer loss −1.2" in words
-    assert "Accuracy +0.05" in words and "not told apart" in words
-    assert "As many pairs written without a rubric: answer loss −0.30" in words
-    assert "The dataset against those: answer loss +0.004" in words
-    assert "Whether the dataset changed accuracy: the interval of the paired difference includes 0." in words
-    assert "Whether rubrics helped" in words
-    assert "with one seed (3)" in words
+    html, words = page_of(write_run(tmp_path / "runs"))
+    assert "Fine-tuning on the dataset's 4 pairs lowered answer loss from 3.00 to 1.77 (−1.2" in words
+    assert ", 20 test questions); it made no change of accuracy that 20 test questions show." in words
+    assert "accuracy +0.05" in words and "not told apart" in words
+    assert "The dataset against as many pairs without a rubric answer loss +0.004" in words
+    assert words.count("Whether rubrics helped") == 1
+    assert "All is of one seed (3); one seed cannot show which is better." in words
     assert "20 test questions cannot show them" in words
+    assert len(re.findall("Limit: ", words)) == html.count('<tr><th scope="row">The ') == 4, "one for each"
+
+
+def changed_evaluation(run: Run, variant: str, metric: str, difference: float, half: float = 0.1) -> None:
+    """Lets one variant's difference to the target be another."""
+    rows = json.loads(run.path("evaluation.json").read_text())
+    start = next(row["value"] for row in rows if (row["variant"], row["metric"]) == ("target", metric))
+    for row in rows:
+        if (row["variant"], row["metric"]) == (variant, metric):
+            row |= {"value": start + difference, "difference": difference}
+            row |= {"difference_low": difference - half, "difference_high": difference + half}
+    run.path("evaluation.json").write_text(json.dumps(rows))
+
+
+def headlines(html: str) -> list[str]:
+    return [" ".join(text.split()) for text in re.findall(r'<p class="headline">(.*?)</p>', html)]
+
+
+def test_the_headline_names_the_worst_end_as_plainly_as_the_best(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    changed_evaluation(run, run.recipe.dataset_variant, "answer_loss", 0.6)
+    changed_evaluation(run, "no_rubric", "answer_loss", -2.0)
+    html, _ = page_of(run)
+    effect, ends = headlines(html)
+    assert "raised answer loss from 3.00 to 3.60 (+0.600 [+0.500, +0.700], 20 test questions)" in effect
+    assert ends == (
+        "Of the 4 variants, answer loss is lowest with the pairs without a rubric, 1.00, and highest with the pairs of "
+        "the trained policy, which is the dataset, 3.60."
+    )
+    assert 'class="verdict bad"' in html
+    # What got worse is named beside what moved the right way, and the page is not green.
+    changed_evaluation(run, run.recipe.dataset_variant, "accuracy", 0.5)
+    html, _ = page_of(run)
+    assert "raised answer loss" in headlines(html)[0] and "raised accuracy" in headlines(html)[0]
+    assert 'class="verdict open"' in html
+
+
+def test_of_a_metric_with_the_better_end_above_the_highest_comes_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    rows = [row for row in json.loads(run.path("evaluation.json").read_text()) if row["metric"] == "accuracy"]
+    run.path("evaluation.json").write_text(json.dumps(rows))
+    assert re.search("accuracy is highest with the pairs .*, and lowest with", headlines(page_of(run)[0])[1])
+
+
+def test_one_seed_is_never_called_better(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "runs"), write_run(tmp_path / "runs", recipe=make_recipe(seed=4))]
+    pages = [page_of(run)[1] for run in runs]
+    pages.append(check_page(write_comparison(runs, tmp_path / "both.html").read_text(encoding="utf-8")).words)
+    pages.append(" ".join(closing_sentences(RunFacts.read(runs[0]))))
+    for words in pages:
+        words = re.sub(r"one seed cannot show which is better|better end|\.told\.\w+", "", words)
+        assert not re.search(r"\b(better|worse|improved|best text|beats?)\b", words), words
+        assert "lower" in words and "one seed" in words.lower()
+
+
+def test_the_same_passage_is_shown_in_every_variant(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    section = page_of(run)[0].partition('id="side-by-side"')[2].partition("</section>")[0]
+    assert section.count("<article") == len(run.recipe.variants) == 4
+    for variant in run.recipe.variants:
+        assert f"How much of vitamin {variant} 0 is safe" in section
+        assert f"How much of vitamin {variant} 1 is safe" not in section, "the first, not the best"
+    assert "Passed every check" in section and "Too little is bad." in section
+
+
+def test_passages_are_drawn_by_the_seed_and_equal_pairs_are_shown_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    passages = [json.loads(run.path("prepare", "passages.jsonl").read_text()) | {"id": f"p{i}"} for i in range(12)]
+    lines = [json.dumps(row | {"title": f"Title {row['id']}."}) for row in passages]
+    run.path("prepare", "passages.jsonl").write_text("\n".join(lines) + "\n")
+    for variant in run.recipe.variants:
+        path = run.path("synthesize", f"{variant}.candidates.jsonl")
+        row = json.loads(path.read_text().splitlines()[0])
+        if variant in ("static", "optimized"):
+            row["pair"] |= {"question": "What is equal?", "answer": "this"}
+        bad = row | {"passage_id": "p11", "pair": None, "valid": False, "failed": ["pair_format"]}
+        bad |= {"influence": None, "key": "bad"}
+        rows = [row | {"passage_id": f"p{i}"} for i in range(11)] + [bad]
+        # One variant has fewer passages; what most have is drawn.
+        path.write_text("".join(json.dumps(each) + "\n" for each in rows[: 6 if variant == "policy" else None]))
+    shown = set()
+    for seed in (run.recipe.seed, 11, 12, 13):
+        facts = replace(RunFacts.read(run), recipe=run.recipe.model_copy(update={"seed": seed}))
+        drawn = side_by_side(facts)
+        assert drawn == side_by_side(facts) and len(drawn) == 3
+        assert all(len(each["cards"]) == 4 and each["title"][7:] in [f"{i}." for i in range(6)] for each in drawn)
+        assert [card["same_as"] for card in drawn[0]["cards"]] == ["", "", "static", ""]
+        shown.add(tuple(each["title"] for each in drawn))
+    assert len(shown) > 1
+    assert "The same pair as: static guiding text." in page_of(run)[1]
 
 
 def test_no_effect_is_called_smaller_than_nothing(tmp_path: Path) -> None:

@@ -174,6 +174,22 @@ def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(
     for words in ("Loading the target", "Warming the target up", "gradients of", "Scoring"):
         assert sum(words in label for label in begun) == 1
     assert sum(isinstance(row[-1], float) for row in shown.rows) >= 3
+    # A card each, whole at 80 columns and without colour, in a terminal as in a pipe.
+    assert len(shown.cards) == len(shown.rows)
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, no_color=True, force_terminal=terminal)
+        console.print(shown)
+        lines = re.sub(r"\x1b\[\d*m", "", console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+        assert max(map(len, lines)) <= 80
+        for word in ("Passage", "Rubric", "Question", "Answer", "Checks", "Cost"):
+            assert sum(line.strip("│ ").startswith(word) for line in lines) >= 3, word
+        assert sum("passed every check" in line for line in lines) >= 3
+        assert any("2 replies, " in line for line in lines), "a rubric and a pair each"
+        assert any("│" in line for line in lines) == terminal
+    for card in shown.cards:
+        assert ("failed" in dict(card.parts)["Checks"]) == (card.outcome == "not valid")
+    spent = sum(int(dict(card.parts)["Cost"].split()[0]) for card in shown.cards)
+    assert spent == run.bought().replies
     run_stage(run, "warm_up")
     assert asked_twice(served) == []
 

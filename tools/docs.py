@@ -25,6 +25,7 @@ _WATCHED = ("docs", "notebooks", "recipes", "optimsyn", "tools", "CHANGELOG.md",
 # Files of the repository and the page that shows each.
 _PAGES = {
     "README.md": "index.md",
+    "README.ko.md": "index.ko.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "licence.md",

@@ -16,7 +16,7 @@ from optimsyn.base.event_loops import REQUESTS, run_sync
 from optimsyn.base.identity import digest_of
 from optimsyn.llm.outcome_log import ESTIMATED, Lately
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
-from optimsyn.llm.reply import Usage, without_keys
+from optimsyn.llm.reply import Usage, hear, without_keys
 from optimsyn.recipe.recipe import ModelSpec
 
 __all__ = ["Call", "LanguageModel", "Manner", "run_sync"]
@@ -174,10 +174,10 @@ class LanguageModel(ABC):
         key = self.key(call)
         if self._cache is not None and (cached := self._cache.get(key)) is not None:
             self._latest.append(key)
-            return cached
+            return hear(cached)
         reply = await REQUESTS.run(self._shared(key, call))
         self._latest.append(key)
-        return reply
+        return hear(reply)
 
     def set_aside_latest(self, count: int) -> None:
         """Keeps the last `count` replies, all of them unusable, from being used again.

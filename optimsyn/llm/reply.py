@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from optimsyn.base.secrets.redaction import kept_tree, unasked
 from optimsyn.data.records import Record
@@ -67,6 +69,20 @@ class Usage(Record):
             unpriced=self.unpriced or other.unpriced,
         )
 
+    @classmethod
+    def of(cls, replies: Iterable[Reply]) -> Usage:
+        """What these replies cost when they were bought."""
+        usage = cls()
+        for reply in replies:
+            usage += cls(
+                replies=1,
+                input_tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+                cost_usd=reply.cost_usd or 0.0,
+                unpriced=reply.cost_usd is None,
+            )
+        return usage
+
     def since(self, before: Usage) -> Usage:
         """Usage since `before`."""
         return Usage(
@@ -82,6 +98,27 @@ class Usage(Record):
         if self.unpriced and self.cost_usd <= 0:
             return "unknown"
         return f"{'at least ' if self.unpriced else ''}{self.cost_usd:.{decimals}f} USD"
+
+
+_HEARD: ContextVar[list[Reply] | None] = ContextVar("heard replies", default=None)
+
+
+@contextmanager
+def heard_replies() -> Iterator[list[Reply]]:
+    """Collects every reply that the block gets, kept ones too; each task of a gather collects its own."""
+    heard: list[Reply] = []
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
+
+
+def hear(reply: Reply) -> Reply:
+    """Hands a reply to whoever collects them."""
+    if (heard := _HEARD.get()) is not None:
+        heard.append(reply)
+    return reply
 
 
 def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:

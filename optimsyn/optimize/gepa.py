@@ -189,4 +189,5 @@ class _Search:
         """A proposal was no better than its parent on the minibatch."""
         with self.task.watch():
             size = self._size
-            self.task.reject(self.proposal, event["new_score"] / size, parent_score=event["old_score"] / size)
+            before = event["old_score"] / size
+            self.task.reject(self.proposal, event["new_score"] / size, passages=size, parent_score=before)

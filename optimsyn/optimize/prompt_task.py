@@ -365,7 +365,7 @@ class PromptTask:
     def close(self) -> None:
         """Records the texts that the method tried on only some of the passages."""
         for candidate in self.candidates:
-            self.reject(candidate.guiding_text, candidate.score)
+            self.reject(candidate.guiding_text, candidate.score, passages=candidate.passages)
 
     def _ask(self, text: str, passage: str, seed: int) -> None:
         """Counts a requested pair; refuses one beyond the budget."""
@@ -392,7 +392,8 @@ class PromptTask:
             mean = fmean(scores[other.id] for other in self.comparison)
             gained, self._best = mean > self._best, max(self._best, mean)
             self._in_vain = 0 if gained else self._in_vain + 1
-            self._close(text, "start" if text == self.start else "compared", mean)
+            status = "start" if text == self.start else "compared"
+            self._close(text, status, mean, passages=len(self.comparison))
 
     def _close(self, text: str, status: str, score: float, **more: Any) -> None:
         self._closed.add(text)

@@ -40,7 +40,9 @@ def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> 
     candidates = panels.scored(history, "score")
     if not candidates:
         return None
-    with page_axes(_WIDTH, _FRAMED_HEIGHT, (54, 10, _RIGHT - 6, 166)) as axes:
+    # Two panels, one below the other, where texts were rejected after a few passages.
+    below = 118 if all(panels.compared_and_rejected(candidates)) else 0
+    with page_axes(_WIDTH, _FRAMED_HEIGHT + 12 + below, (54, 24, _RIGHT - 6, 178 + below)) as axes:
         note = panels.draw_prompt(axes, candidates)
         return Chart(f"Guiding text ({method_label(method)})", svg(axes, panels.prompt_words(candidates)), note)
 

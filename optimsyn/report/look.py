@@ -91,7 +91,7 @@ def warm_up_picture(run: Run) -> Picture:
 def guiding_texts(run: Run) -> Table:
     """Every guiding text that was tried, with its reward and outcome."""
     rows = tuple(
-        (str(row.get("judged", "–")), row.get("status", "–"), number(row["score"]), row["guiding_text"])
+        (str(row.get("judged", "–")), _became(row), number(row["score"]), row["guiding_text"])
         for row in read_history(run.path("optimize_prompt", "history.jsonl"))
         if row.get("score") is not None and "guiding_text" in row
     )
@@ -102,6 +102,11 @@ def guiding_texts(run: Run) -> Table:
     columns = ("pairs judged so far", "what became of it", "reward", "guiding text")
     title = f"Guiding texts, tried by {method_label(run.recipe.optimizers.prompt.method)}"
     return Table(title, columns, rows, frozenset({0, 2}), note)
+
+
+def _became(row: dict[str, Any]) -> str:
+    status, passages = str(row.get("status", "–")), row.get("passages")
+    return status if passages is None else f"{status} on {passages} passages"
 
 
 def prompt_picture(run: Run) -> Picture:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # Most dots per variant; the numbers beside them cover all values.
 _MOST_DOTS = 180
 _MOST_MARKERS = 60
+# With more, dots of rejected texts have no number of passages beside them.
+_MOST_NUMBERED = 20
+# Places within axes: of the texts compared on all passages, and of the rejected ones.
+_ABOVE, _BELOW = (0.0, 0.45, 1.0, 0.55), (0.0, 0.0, 1.0, 0.27)
 # Heights of rows, in units of a drawing in a page.
 INFLUENCE_ROW, VALUE_ROW, GROUP_ROW, NEXT_ROW = 54.0, 40.0, 38.0, 15.0
 Lane = tuple[float, float]
@@ -77,31 +81,95 @@ def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None
 
 
 def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
-    """Reward of every guiding text that was tried (the history's rows with a score), and of the best so far."""
-    color = variant_color("optimized")
-    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(candidates)]
-    rejected = [place for place, row in zip(places, candidates, strict=True) if row.get("status") == "rejected"]
-    compared = [place for place, row in zip(places, candidates, strict=True) if row.get("status") != "rejected"]
-    _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
-    for place in rejected:
+    """Reward of every guiding text that was tried (the history's rows with a score), and of the best so far.
+
+    Texts that were rejected after a few passages have axes of their own below, because a mean of a few passages is not
+    comparable with one of all; a line above each panel has its number of passages.
+    """
+    compared, rejected = compared_and_rejected(candidates)
+    ends = [0.0, *(x for x, _ in _places(candidates))]
+    above = below = axes
+    if compared and rejected:
+        # Within these axes, so that a layout leaves room for both.
+        above, below = axes.inset_axes(_ABOVE), axes.inset_axes(_BELOW)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if compared:
+        _draw_compared(above, compared, ends)
+    if rejected:
+        _draw_rejected(below, rejected, ends)
+    above.tick_params(axis="x", labelbottom=above is below)
+    below.set_xlabel("pairs judged")
+    notes = ["Dot: compared on all passages of the search. Line: the best so far."] if compared else []
+    if rejected:
+        notes.append(
+            "Hollow: rejected after a few passages, on a scale of its own, comparable only with its parent on the same "
+            "passages."
+        )
+    return " ".join(notes)
+
+
+def _draw_compared(axes: Axes, compared: Sequence[Mapping[str, Any]], ends: Sequence[float]) -> None:
+    color, places = variant_color("optimized"), _places(compared)
+    _frame(axes, ends, [y for _, y in places], 0.12)
+    best = list(itertools.accumulate((score for _, score in places), max))
+    x_best, y_best = [*(x for x, _ in places), max(ends)], [*best, best[-1]]
+    axes.plot(x_best, y_best, drawstyle="steps-post", color=color, linewidth=2, clip_on=False)
+    for place in places:
+        dots(axes, [place], color=color, linewidth=9, gid=pointed(f"compared on all passages: {number(place[1])}"))
+    _panel_name(axes, f"● compared{_count_of(compared)}, line: best", color)
+    axes.set_ylabel("reward")
+
+
+def _draw_rejected(axes: Axes, rejected: Sequence[Mapping[str, Any]], ends: Sequence[float]) -> None:
+    places = _places(rejected)
+    _frame(axes, ends, [y for _, y in places], 0.25)
+    counts = [row.get("passages") for row in rejected]
+    several = len(set(counts)) > 1 and len(rejected) <= _MOST_NUMBERED
+    for place, count in zip(places, counts, strict=True):
         # A dot within a dot, since markers would need ids in a page.
-        gid = pointed(f"rejected: {number(place[1])}")
+        gid = pointed(f"rejected: {number(place[1])}{'' if count is None else f' on {count} passages'}")
         dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
         dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
-    if compared:
-        best = list(itertools.accumulate((score for _, score in compared), max))
-        x_best, y_best = [*(x for x, _ in compared), max(x for x, _ in places)], [*best, best[-1]]
-        axes.plot(x_best, y_best, drawstyle="steps-post", color=color, linewidth=2, label="best so far", clip_on=False)
-    for place in compared:
-        dots(axes, [place], color=color, linewidth=9, gid=pointed(f"compared on all passages: {number(place[1])}"))
-    axes.plot([], [], linestyle="", marker="o", color=color, label="compared")
-    if rejected:
-        hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": GROUND, "markeredgecolor": SOFT}
-        axes.plot([], [], linestyle="", label="rejected", **hollow)
-    axes.set_xlabel("pairs judged")
+        if several and count is not None:
+            axes.annotate(f"{count}", place, (6, 0), textcoords="offset points", va="center", color=SOFT)
+    _panel_name(axes, f"○ rejected early{_count_of(rejected)}", SOFT)
+    axes.yaxis.set_major_locator(round_ticks(most=2))
     axes.set_ylabel("reward")
-    note = "Dot: compared on all passages of the search. Line: the best so far."
-    return f"{note} Hollow: rejected after a few passages." if rejected else note
+
+
+def compared_and_rejected(
+    candidates: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The rows of texts that were compared on all passages of the search, and of those that were not."""
+    compared = [row for row in candidates if row.get("status") != "rejected"]
+    return compared, [row for row in candidates if row.get("status") == "rejected"]
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    return [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(rows)]
+
+
+def _count_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many passages the scores are means of; "" where an older version has not recorded it."""
+    counts = [row["passages"] for row in rows if isinstance(row.get("passages"), int)]
+    start = next((row for row in rows if row.get("status") == "start"), None)
+    if not counts and start is not None and "judged" in start:
+        # The first text is compared before anything else is judged.
+        counts = [start["judged"]]
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f" (n = {low if low == high else f'{low} to {high}'} passages)"
+
+
+def _panel_name(axes: Axes, text: str, color: str) -> None:
+    """A line above axes that says what they show."""
+    from matplotlib import rcParams
+
+    where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(text, (0, 1), (0, 5), va="bottom", color=color, fontsize=rcParams["xtick.labelsize"], **where)
 
 
 def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
@@ -214,11 +282,13 @@ def influence_words(influence: Mapping[str, Sequence[float]]) -> str:
 
 def prompt_words(candidates: Sequence[Mapping[str, Any]]) -> str:
     """What `draw_prompt` shows."""
-    compared = [row["score"] for row in candidates if row.get("status") != "rejected"]
+    compared, rejected = compared_and_rejected(candidates)
     if not compared:
-        return f"{len(candidates)} guiding texts were tried."
-    ends = f"reward {number(compared[0])} at the start, best {number(max(compared))}"
-    return f"{len(candidates)} guiding texts, {len(candidates) - len(compared)} of them rejected early: {ends}."
+        return f"{len(candidates)} guiding texts were tried{_count_of(rejected)}, none on all passages of the search."
+    scores = [row["score"] for row in compared]
+    ends = f"reward {number(scores[0])} at the start, best {number(max(scores))}{_count_of(compared)}"
+    dropped = f", {len(rejected)} of them rejected early{_count_of(rejected)}" if rejected else ""
+    return f"{len(candidates)} guiding texts{dropped}: {ends}."
 
 
 def policy_words(trained: Sequence[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from optimsyn.base.terminal.labels import VARIANT_COLORS, metric_label, variant_
 from optimsyn.base.terminal.table import duration, fixed, number
 from optimsyn.report.drawing import Drawing
 from optimsyn.report.tables import interval
-from optimsyn.runs.outcomes import judgement, stage_label
+from optimsyn.runs.outcomes import favourable, judgement, stage_label
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Text between tags, and the text alternative.
@@ -56,6 +56,7 @@ def template_environment() -> Environment:
         # Non-breaking spaces: an interval stays on one line.
         "interval": partial(interval, joint="\u00a0"),
         "judgement": judgement,
+        "side": lambda row: {True: "better", False: "worse", None: ""}[favourable(row)],
         "metric": metric_label,
         "number": number,
         "stage": stage_label,

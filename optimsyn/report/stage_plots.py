@@ -134,7 +134,7 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     """Reward of every guiding text that the search tried, from the prompt optimiser's history."""
     candidates = panels.scored(history, "score")
-    with drawing(3.1, width=6.4) as figure:
+    with drawing(4.2 if all(panels.compared_and_rejected(candidates)) else 3.1, width=6.4) as figure:
         axes = figure.subplots()
         if not candidates:
             say(axes, "nothing was tried")
@@ -280,7 +280,8 @@ def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
     if trained:
         drawn.append((1.0, lambda axes: history_panel(axes, trained, of_policy=True)))
         words.append(panels.policy_words(trained))
-    heights = [max(3.0, 0.56 * len(influence) + 1.0)] if drawn else []
+    least = 4.0 if all(panels.compared_and_rejected(candidates)) else 3.0
+    heights = [max(least, 0.56 * len(influence) + 1.0)] if drawn else []
     heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
     with drawing(sum(heights, 0.45 if title else 0.1) if heights else 1.0, width=10.5) as figure:
         if title:
@@ -309,9 +310,14 @@ def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_g
 
 def history_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], *, of_policy: bool = False) -> None:
     """The search for a guiding text, or the training of the policy, for a notebook."""
-    (panels.draw_policy if of_policy else panels.draw_prompt)(axes, rows)
-    axes.set_title("Rubric policy" if of_policy else "Guiding text (prompt search)")
-    legend_below(axes)
+    if of_policy:
+        panels.draw_policy(axes, rows)
+        axes.set_title("Rubric policy")
+        legend_below(axes)
+    else:
+        panels.draw_prompt(axes, rows)
+        # Room for the line that says on how many passages.
+        axes.set_title("Guiding text (prompt search)", pad=19)
 
 
 def evaluation_height(evaluation: Sequence[MetricRow]) -> float:

@@ -19,7 +19,6 @@ from optimsyn.base.terminal.table import DASH, Table, duration, number
 from optimsyn.llm.reply import Usage
 from optimsyn.report.drawing import Picture
 from optimsyn.report.tables import evaluation_table, facts_table
-from optimsyn.runs.folder import Run
 from optimsyn.runs.results.losses import Losses
 from optimsyn.training.intervals import MetricRow
 
@@ -168,12 +167,3 @@ def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, I
         for variant, values in influence.items()
         if values
     }
-
-
-def show_end(run: Run, console: Console) -> None:
-    """Shows the summary of a finished run and the paths of its picture, dataset and notebooks."""
-    console.print()
-    console.print(Summary.read(run.folder))
-    console.print()
-    for label, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
-        console.print(f"{label:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

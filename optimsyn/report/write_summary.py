@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from optimsyn.base.terminal.labels import control_sentence
+from optimsyn.base.terminal.labels import METRIC_LABELS, control_sentence, variant_label
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.stage_plots import RunNumbers, run_figure
 from optimsyn.report.summary import Summary, influence_summaries
 from optimsyn.runs.folder import Run
+from optimsyn.runs.outcomes import judgement
 from optimsyn.runs.results import built_in
 from optimsyn.training.intervals import differs
 
@@ -57,13 +58,18 @@ def write_summary(run: Run) -> Summary:
 
 def _notes(facts: RunFacts) -> list[str]:
     """Caveats: which differences exclude 0, that there is one seed, and the verdict on the reward, if any."""
-    better = [f"{row['variant']} ({row['metric']})" for row in facts.evaluation if differs(row)]
+    clear = [
+        f"{variant_label(row['variant'])} ({METRIC_LABELS.get(row['metric'], row['metric'])} {judgement(row)})"
+        for row in facts.evaluation
+        if differs(row)
+    ]
     look = facts.reward_look
     return [
-        f"Paired differences to the target as it came that exclude 0: {', '.join(better)}."
-        if better
+        f"Paired differences to the target as it came that exclude 0: {', '.join(clear)}."
+        if clear
         else "No paired difference to the target as it came excludes 0.",
-        f"One seed ({facts.recipe.seed_label}); intervals are over questions, not over seeds. Candidates were selected "
+        f"One seed ({facts.recipe.seed_label}); intervals are over questions, not over seeds, so it cannot show which "
+        "variant is better. Candidates were selected "
         f"by {facts.recipe.selection_label}.",
         *([control_sentence(facts.recipe.reward.source)] if facts.recipe.reward.is_control else []),
         *([look.sentence] if look is not None else []),

@@ -90,12 +90,22 @@ def commands(folder: Path) -> dict[str, str]:
 
 
 def judgement(row: MetricRow) -> str:
-    """`better`, `worse`, or `not told apart` when the difference's interval includes 0; "" without a difference."""
+    """`higher`, `lower`, or `not told apart` when the difference's interval includes 0; "" without a difference.
+
+    It says where a number moved on these questions, with one seed, and not that one is better than the other.
+    """
     if row["difference"] is None:
         return ""
     if not differs(row):
         return "not told apart"
-    return "better" if (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER) else "worse"
+    return "higher" if row["difference"] > 0 else "lower"
+
+
+def favourable(row: MetricRow) -> bool | None:
+    """Whether a difference that excludes 0 is towards the metric's better end; None if it includes 0."""
+    if not differs(row) or row["difference"] is None:
+        return None
+    return (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER)
 
 
 def stage_outcome(result: StageResult | None) -> str:

@@ -5,16 +5,22 @@ The replies are those that the run's first draft begins with, so a later run doe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from optimsyn.base.errors import StageError
-from optimsyn.data.forms import as_text
+from optimsyn.base.terminal.table import number
+from optimsyn.data.forms import as_text, shown
+from optimsyn.llm.reply import Usage, heard_replies
 from optimsyn.programs.rubric import rubric_text
+from optimsyn.report.cards import PairCard
+from optimsyn.report.rendering import cut
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.results.stage_result import TableResult
 from optimsyn.stages.prepare import run as prepare
@@ -44,18 +50,26 @@ def _silent(label: str, progress: Callable[[], str] = lambda: "") -> AbstractCon
 
 
 class Preview(TableResult):
-    """The pairs, and a look at the reward."""
+    """The pairs, a card each, and a look at the reward."""
 
     stage: str = "preview"
+    cards: tuple[PairCard, ...] = Field((), description="The rows as cards.")
     look: RewardLook | None = Field(description="Findings on the reward; None when the recipe has the look off.")
 
     def _repr_html_(self) -> str:
-        return super()._repr_html_() + (self.look._repr_html_() if self.look is not None else "")
+        cards = "".join(card._repr_html_() for card in self.cards)
+        return f"<p><b>{escape(self.title)}</b></p>{cards}<p>{'<br>'.join(map(escape, self._sentences()))}</p>"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from super().__rich_console__(console, options)
-        if self.look is not None:
-            yield self.look
+        from rich.text import Text
+
+        yield Text(self.title, style="bold")
+        yield from self.cards
+        yield from map(Text, self._sentences())
+
+    def _sentences(self) -> list[str]:
+        looked = [] if self.look is None else [f"A look at the reward: {self.look.sentence}"]
+        return [*self.notes, *looked]
 
 
 def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
@@ -74,7 +88,8 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         prepared = prepare(run)
         tools = Tools(run)
         validation = tools.reward_questions
-    drafts = _write_drafts(tools, pairs, step)
+    written = _write_drafts(tools, pairs, step)
+    drafts = [draft for draft, _ in written]
     valid = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     if not valid:
         failed = sorted({name for draft in drafts for name in draft.failed})
@@ -101,30 +116,63 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         scores = scorer.score(valid)
         look = _look(tools, scorer, valid, questions, _Scored(scores, training))
     totals = iter(float(value) for value in scores.total)
+    influences = [next(totals) if draft.valid else None for draft in drafts]
     rows = [
         (
             draft.passage.title or draft.passage.id,
             rubric_text(draft.rubric) if draft.rubric is not None else None,
             as_text(draft.pair) if draft.pair is not None else None,
             "valid" if draft.valid else "; ".join(draft.remarks),
-            next(totals) if draft.valid else None,
+            influence,
         )
-        for draft in drafts
+        for draft, influence in zip(drafts, influences, strict=True)
     ]
     columns = ("passage", "rubric", "pair", "checks", "influence")
+    bought = f"In all: {_spent(sum((usage for _, usage in written), Usage()))}, by the prices when it was bought."
     return Preview(
         heading=f"Preview of {run.recipe.name}",
         head=columns,
         body=tuple(rows),
-        notes=(note, *prepared.notes),
+        cards=tuple(
+            _card(f"{place + 1} of {len(written)}: {rows[place][0]}", draft, influences[place], usage)
+            for place, (draft, usage) in enumerate(written)
+        ),
+        notes=(note, _READ_SO, bought, *prepared.notes),
         look=look,
     )
 
 
-def _write_drafts(tools: Tools, pairs: int, step: Step) -> list[Draft]:
-    """First drafts until `pairs` of them are valid, or too many have been tried."""
+_READ_SO = (
+    "Influence above 0: a training step on the pair lowers the loss on the validation questions. Below 0: it raises it."
+)
+_EXCERPT = 420
+
+
+def _card(title: str, draft: Draft, influence: float | None, usage: Usage) -> PairCard:
+    """A draft as a card; what could not be read is left out, and its checks say why."""
+    parts = [("Passage", cut(draft.passage.text, _EXCERPT))]
+    if draft.rubric is not None:
+        parts.append(("Rubric", rubric_text(draft.rubric)))
+    if draft.pair is not None:
+        (question, *below), answer = shown(draft.pair)
+        parts += [("Question", "\n- ".join((question, *below))), ("Answer", answer)]
+        if draft.pair.quote:
+            parts.append(("Rests on", draft.pair.quote))
+    remarks = "\n".join(f"failed {remark.replace('_', ' ', 1)}" for remark in draft.remarks)
+    parts += [("Checks", "passed every check" if draft.valid else remarks), ("Cost", _spent(usage))]
+    outcome = "not valid" if influence is None else f"valid, influence {number(influence, sign=True)}"
+    return PairCard(title, outcome, tuple(parts))
+
+
+def _spent(usage: Usage) -> str:
+    replies = f"{usage.replies:,} {'reply' if usage.replies == 1 else 'replies'}, {usage.tokens:,} tokens"
+    free = usage.cost_usd == 0 and not usage.unpriced
+    return f"{replies}, {'nothing to pay' if free else usage.usd(4)}"
+
+
+def _write_drafts(tools: Tools, pairs: int, step: Step) -> list[tuple[Draft, Usage]]:
+    """First drafts, each with its usage, until `pairs` of them are valid, or too many have been tried."""
     from optimsyn.llm.language_model import run_sync
-    from optimsyn.stages.warm_up import write_first_draft
 
     models = tools.recipe.models
     by = " and ".join(dict.fromkeys((models.rubric.name, models.generator.name)))
@@ -133,11 +181,22 @@ def _write_drafts(tools: Tools, pairs: int, step: Step) -> list[Draft]:
         label = f"Writing {tries} rubrics and pairs with {by}"
         count = _Count(2 * tries)
         with step(label, count.text):
-            drafts = run_sync(write_first_draft(tools, tries, count.add))
-        valid = sum(draft.valid for draft in drafts)
+            drafts = run_sync(_written(tools, tries, count.add))
+        valid = sum(draft.valid for draft, _ in drafts)
         if valid >= pairs or tries >= MOST_TRIES * pairs:
             return drafts
         tries += pairs
+
+
+async def _written(tools: Tools, tries: int, report: Callable[[], None]) -> list[tuple[Draft, Usage]]:
+    from optimsyn.stages.warm_up import write_first_draft
+
+    async def write(place: int) -> tuple[Draft, Usage]:
+        with heard_replies() as own:
+            (draft,) = await write_first_draft(tools, 1, report, start=place)
+        return draft, Usage.of(own)
+
+    return list(await asyncio.gather(*map(write, range(tries))))
 
 
 class _Count:

@@ -1,12 +1,17 @@
-"""The best and the worst pairs of a run as cards: question, answer, rubric, passage, checks and influence."""
+"""Pairs of a run as cards: question, answer, rubric, passage, checks and influence.
+
+The best and the worst of the dataset's variant, and those of a few passages in every variant.
+"""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from optimsyn.base.files import iter_json
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.forms import shown_row
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.heatmap import Heatmap, HeatRow
@@ -15,6 +20,7 @@ from optimsyn.report.rendering import cut
 _SHOWN = 3
 _EXCERPT = 700
 _INVALID = 4
+_PASSAGES, _SHORT = 3, 420
 _RUBRIC = {
     "question_type": "Question type",
     "question_quality": "Question",
@@ -63,6 +69,53 @@ def extremes(facts: RunFacts) -> dict[str, Any] | None:
         # The checks that most candidates failed first, how many, and one of them.
         "invalid": [(name, count, facts.shown(examples[name])) for name, count in counts.most_common(_INVALID)],
     }
+
+
+def side_by_side(facts: RunFacts) -> list[dict[str, Any]]:
+    """A few passages with the first pair of each variant; none with fewer than two variants.
+
+    The recipe's seed draws the passages among those that most variants have a candidate of, so that nobody picks them.
+    """
+    first: dict[str, dict[str, Row]] = {}
+    for variant, rows in facts.candidates.items():
+        for row in rows:
+            first.setdefault(row["passage_id"], {}).setdefault(variant, row)
+    most = max(map(len, first.values()), default=0)
+    if most < 2:
+        return []
+    shared = sorted(passage for passage, found in first.items() if len(found) == most)
+    drawn = random.Random(derive_seed(facts.recipe.seed, "report", "side_by_side"))
+    chosen = drawn.sample(shared, min(_PASSAGES, len(shared)))
+    passages = facts.passages(chosen)
+    return [
+        {
+            "title": passages[name].get("title") or passages[name].get("document_id") or name,
+            "excerpt": cut(passages[name]["text"], _SHORT),
+            "cards": _of_passage(facts, first[name], passages[name]),
+        }
+        for name in chosen
+        if name in passages
+    ]
+
+
+def _of_passage(facts: RunFacts, rows: dict[str, Row], passage: Row) -> list[dict[str, Any]]:
+    """A card for each variant; one that repeats an earlier variant's pair says so."""
+    cards: list[dict[str, Any]] = []
+    earlier: dict[tuple[Any, ...], str] = {}
+    for variant in facts.candidates:
+        row = facts.shown(rows[variant]) if variant in rows else None
+        card: dict[str, Any] = {"variant": variant, "row": row, "same_as": "", "card": None}
+        if row is not None and row["pair"] is not None:
+            pair = row["pair"]
+            content = (pair["question"], pair["answer"], str(pair.get("rubric")))
+            card["same_as"] = earlier.get(content, "")
+            earlier.setdefault(content, variant)
+            kept = ""
+            if row["valid"] and variant in facts.kept:
+                kept = "in its set" if row["key"] in facts.kept[variant] else "not selected"
+            card["card"] = _card("", {**row, "by_subtask": row["by_subtask"] or {}}, passage, None, kept)
+        cards.append(card)
+    return cards
 
 
 def _first_draft(facts: RunFacts) -> list[Row]:

@@ -16,7 +16,7 @@ from optimsyn.base.terminal.labels import SOURCE_LABELS, method_label, metric_la
 from optimsyn.base.terminal.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import RunFacts
-from optimsyn.report.page.pairs import extremes
+from optimsyn.report.page.pairs import extremes, side_by_side
 from optimsyn.report.page.verdict import verdict
 from optimsyn.report.rendering import render
 from optimsyn.report.word_diff import word_diff
@@ -101,6 +101,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "held_columns": HELD_COLUMNS,
         "guiding": guiding,
         "pairs": extremes(facts),
+        "side_by_side": side_by_side(facts),
         "metrics": by_metric,
         "against_no_rubric": {
             (row["variant"], row["metric"]): row for row in facts.against_no_rubric if row["difference"] is not None
@@ -145,7 +146,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
         tiles.append((fixed(statistics.median(influence[variant]), decimals), "median influence", before))
     for row in facts.evaluation:
         if row["variant"] == variant and row["difference"] is not None:
-            more = f"{judgement(row)}, {row['n']} test questions"
+            more = f"{judgement(row)}, {row['n']} test questions, one seed"
             tiles.append((number(row["difference"], sign=True), f"change of {metric_label(row['metric'])}", more))
             break
     seconds = [record.seconds for record in facts.manifest.stages if record.seconds is not None]

@@ -106,7 +106,7 @@ def _sentence(each: ContrastResult, result: StudyResult) -> tuple[str, str]:
     size = f"{number(pooled.value, 3, sign=True)} {_unit(result.metric)}".strip()
     where = f"better in {each.better_in} of {len(each.domains)} domains"
     if pooled.low is None:
-        return f"{name}: {size}, {where}; no interval, since a single seed (or no spread) says nothing of the next.", ""
+        return f"{name}: {size}; no interval, since a single seed (or no spread) says nothing of the next.", ""
     test = each.holm_p if each.registered else pooled.p
     clear = test is not None and test < result.alpha
     verdict = "no difference shown" if not clear else "better" if pooled.better else "worse"
@@ -138,6 +138,15 @@ def _row(estimate: Estimate) -> dict[str, Any]:
     return facts | {"difference": estimate.value, "difference_low": estimate.low, "difference_high": estimate.high}
 
 
+def _told(estimate: Estimate) -> str:
+    """Better or worse where there is an interval over seeds; else only where the number lies."""
+    if estimate.better is None:
+        return ""
+    if estimate.low is None:
+        return "higher, no interval" if estimate.value > 0 else "lower, no interval"
+    return "better" if estimate.better else "worse"
+
+
 def _shown(each: ContrastResult, result: StudyResult) -> dict[str, Any]:
     """The rows of a contrast's table: pooled, then each domain."""
     rows = [] if each.pooled is None else [(_POOLED, each.pooled)]
@@ -154,7 +163,7 @@ def _shown(each: ContrastResult, result: StudyResult) -> dict[str, Any]:
                 "p": number(estimate.p, 2),
                 "seeds": estimate.seeds,
                 "questions": estimate.questions,
-                "told": "" if estimate.better is None else "better" if estimate.better else "worse",
+                "told": _told(estimate),
                 "sure": estimate.low is not None and (estimate.low > 0 or (estimate.high or 0.0) < 0),
             }
             for name, estimate in rows
