@@ -1,0 +1,292 @@
+"""The parts of the validity checks that depend on the language, and which checks know which languages.
+
+The language of a pair is that of its passage. `grounded`, `format`, `length` and the like know the words of every script;
+what needs lists of words runs in the languages of `optimsyn.data.language.known` only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import regex
+
+from optimsyn.data.forms import Looked, form_of
+from optimsyn.data.language import english
+from optimsyn.data.language.detect import language_name, language_of
+from optimsyn.data.language.grounding import Unit, strange_share
+from optimsyn.data.language.known import KNOWN, knows, opposites, pattern
+from optimsyn.data.language.segment import bare, has_unspaced, normalized, word_count
+from optimsyn.data.language.whole import fragment, is_order, is_question, refuses, repeats
+from optimsyn.data.records import Pair, Passage
+
+NEEDS_WORDS = ("answer_fits_question", "mentions_document", "stands_alone")
+"""Checks that run only in languages whose words are known."""
+NEEDS_ENGLISH = ("whole_question",)
+"""Checks of which a part, the grammar, is for English only."""
+_SHARE_IN_PASSAGE = 0.7
+_SHARE_OF_QUESTION = 0.5
+# Without a list of words that carry no content, more of a question is strange.
+_SHARE_OF_ANY_QUESTION = 0.34
+_LETTERS_ONLY_IN_LATIN = regex.compile(r"^[\W\d_]*$")
+_NUMERAL = regex.compile(r"\d+(?:[.,٫٬'’]\d+)*")
+_GROUPED = regex.compile(r"[.,٬'’](?=\d{3}(?!\d))")
+_FIGURE_AND_UNIT = regex.compile(
+    r"^[\W\d_]*(?:年|月|日|号|號|円|元|圆|人|%|％|割|歳|岁|個|个|次|回|倍|万|億|亿|萬|時|时|分|秒|前|後|后|以内|以上|以下|约|約|第|至|到|到|世|纪|紀|原|명|원|년|월|일|시|분|초|세|억|만|"
+    r"천|퍼센트|개|배|회|주|달러|위안|엔|kg|mg|ml|mmhg|cm|km|km2|m|g|l|euro|eur|usd|prozent|millionen|milliarden|jahre|jahren|tage|tagen|stunden|"
+    r"minuten|uhr|januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|บาท|ปี|วัน|เดือน|คน|ร้อยละ|ล้าน|เปอร์เซ็นต์|พ\.ศ\.|ค\.ศ\.|"
+    r"مليون|مليار|الف|بالمئه|في المئه|المئه|في|دينار|ريال|درهم|جنيه|دولار|عام|سنه|يوم|شهر|ساعه|دقيقه|درجه|مئه|مايه|"
+    r"[\W\d_])*$"
+)
+_FEW_UNITS = 2
+
+
+def check_whole_question(pair: Pair, context: Looked) -> str | None:
+    """The question asks something, is not an order, and its grammar is whole (grammar: English only)."""
+    if form_of(pair).is_verdict(pair) and pair.form:
+        return None
+    language = _language_of_question(pair, context)
+    if language == "en":
+        broken = english.ungrammatical(pair.question)
+        return None if broken is None else f"the question is not whole: {broken}"
+    if not is_question(pair.question, language):
+        return "it does not ask anything"
+    if is_order(pair.question, language):
+        return "it tells to do something in place of asking"
+    return None
+
+
+def check_whole_answer(pair: Pair, context: Looked) -> str | None:
+    """The answer is no piece of a sentence, is not said twice, and does not say that it knows none."""
+    if form_of(pair).is_verdict(pair):
+        return None
+    if refuses(pair.answer, context.language):
+        return "the answer says that it knows none"
+    if repeats(pair.answer):
+        return "the answer repeats itself"
+    broken = fragment(pair.answer, context.source.text, context.language)
+    return None if broken is None else f"the answer is only a piece: {broken}"
+
+
+def check_stands_alone(pair: Pair, context: Looked) -> str | None:
+    """A question that is asked without the passage names what it is about."""
+    if pair.context is not None or (pair.form and form_of(pair).is_verdict(pair)):
+        return None
+    language = _language_of_question(pair, context)
+    if language == "en":
+        reason = english.not_alone(pair.question, english_content(pair.question))
+        return None if reason is None else f"without the passage nobody can answer it: {reason}"
+    pointing = pattern(language, "pointing")
+    if pointing is None:
+        return None
+    units = _question_units(pair.question, context)
+    named = [unit for unit in units if unit.known or unit.strict]
+    weight = sum(unit.weight for unit in units)
+    if not named and not units:
+        return "without the passage nobody can answer it: it names nothing that it asks about"
+    match = pointing.search(normalized(pair.question))
+    if match is not None and _points_back(match, normalized(pair.question), language) and not _has_name(units):
+        few = 5 if language in ("zh", "ja") else 3.5 if language == "th" else 4
+        if weight <= few:
+            return f"without the passage nobody can answer it: {match.group().strip()!r} is said nowhere else"
+    return None
+
+
+def grounded(pair: Pair, context: Looked) -> str | None:
+    """`grounded` for passages in other languages than English."""
+    language, source = context.language, context.source
+    if not form_of(pair).is_verdict(pair):
+        units = source.content(pair.answer) or [_whole(pair.answer, context)]
+        strict = [unit.text for unit in units if unit.strict and not unit.known]
+        missing = _missing_numeral(pair.answer, source.text)
+        if strict or missing:
+            return f"the passage does not give {missing or strict[0]}"
+        if strange_share(units) > 1 - _SHARE_IN_PASSAGE:
+            strange = [unit.text for unit in units if not unit.known]
+            return f"the answer's {', '.join(strange[:3])} does not come from the passage"
+        turned = _turned_round(pair, source.text, language)
+        if turned is not None:
+            return turned
+    units = _question_units(pair.question, context)
+    missing = None if form_of(pair).is_verdict(pair) else _missing_numeral(pair.question, source.text)
+    if missing:
+        return f"the passage does not give the question's figure {missing}"
+    if units and not any(unit.known for unit in units):
+        return "the question shares no subject with the passage"
+    least = _SHARE_OF_QUESTION if knows(language) else _SHARE_OF_ANY_QUESTION
+    if strange_share(units) > 1 - least:
+        strange = [unit.text for unit in units if not unit.known]
+        return f"the question's {', '.join(strange[:3])} does not come from the passage"
+    return None
+
+
+def answered_by_itself(pair: Pair, context: Looked) -> str | None:
+    """`answered_by_itself` for passages in other languages than English."""
+    question = normalized(pair.question)
+    either = pattern(context.language, "either")
+    plain = bare(pair.answer)
+    if has_unspaced(pair.answer) or context.language == "ko":
+        inside = len(plain) > 1 and plain in bare(question)
+    else:
+        there = type(context.source)(pair.question, context.language)
+        units = there.content(pair.answer)
+        inside = bool(units) and all(unit.known for unit in units)
+    # "Is it higher or lower?" offers its answers.
+    if inside and not (either is not None and either.search(question)):
+        return f"the question already says {pair.answer!r}"
+    return None
+
+
+def mentions_document(pair: Pair, context: Looked) -> str | None:
+    """`mentions_document` for passages in other languages than English."""
+    source = pattern(context.language, "source")
+    if source is None:
+        return None
+    for text in (pair.question, pair.answer):
+        for match in source.finditer(normalized(text)):
+            # A noun that the passage itself uses is the subject.
+            if match.group().strip() not in context.source.text:
+                return f"it speaks of {match.group().strip()!r}"
+    return None
+
+
+def answer_fits_question(pair: Pair, context: Looked) -> str | None:
+    """`answer_fits_question` for passages in other languages than English."""
+    language = context.language
+    question, answer = normalized(pair.question), normalized(pair.answer)
+    if not knows(language) or not answer:
+        return None
+    asked = {kind: _asks(question, language, kind) for kind in ("who", "when", "many", "why", "where")}
+    bare_answer = answer.strip(" .。!")
+    verdicts = pattern(language, "verdict")
+    either = pattern(language, "either")
+    if verdicts is not None and verdicts.fullmatch(bare_answer) and any(asked.values()) and not either_in(either, question):
+        return "yes or no does not answer an open question"
+    time, number = pattern(language, "time"), pattern(language, "number")
+    digit = regex.search(r"\d", answer)
+    if asked["when"] and not asked["many"] and not (digit or (time and time.search(answer))):
+        return "it asks when, the answer names no time"
+    if asked["many"] and not (digit or (number and number.search(answer)) or (time and time.search(answer))):
+        return "it asks for a quantity, the answer names none"
+    for kind in ("who", "why", "where"):
+        if asked[kind] and not asked["many"] and not asked["when"] and _FIGURE_AND_UNIT.match(answer):
+            return f"it asks {kind}, the answer is a figure"
+    return None
+
+
+def either_in(either: regex.Pattern[str] | None, question: str) -> bool:
+    """Whether a question offers its answers."""
+    return either is not None and either.search(question) is not None
+
+
+def checks_not_run(languages: Iterable[str], checks: Iterable[str]) -> dict[str, str]:
+    """Checks that do not run, or only in part, in some languages: why, by name.
+
+    Args:
+        languages: ISO 639-1 codes.
+        checks: The names of those that a recipe runs.
+    """
+    without = [language for language in dict.fromkeys(languages) if language != "en" and not knows(language)]
+    other = [language for language in dict.fromkeys(languages) if language != "en"]
+    reasons = {}
+    for name in checks:
+        if name in NEEDS_WORDS and without:
+            names = ", ".join(map(language_name, without))
+            reasons[name] = f"it does not run for passages in {names}: it has no lists of words for that"
+        elif name in NEEDS_ENGLISH and other:
+            names = ", ".join(map(language_name, other))
+            reasons[name] = f"its grammar does not run for passages in {names}: it knows English only"
+    return reasons
+
+
+def languages_of(passages: Iterable[Passage]) -> Counter[str]:
+    """How many passages are in each language, the commonest first."""
+    return Counter(dict(Counter(language_of(passage.text) for passage in passages).most_common()))
+
+
+def languages_known() -> Mapping[str, str]:
+    """Names of the languages for which all checks run, by code."""
+    return {code: language_name(code) for code in KNOWN}
+
+
+def english_content(text: str) -> list[str]:
+    """Words of an English text that carry content."""
+    from optimsyn.data.text import FUNCTION_WORDS, words_of
+
+    return [word for word in words_of(text) if word not in FUNCTION_WORDS and word not in ENGLISH_QUESTION_WORDS]
+
+
+ENGLISH_QUESTION_WORDS = frozenset(
+    "how much many long far old large when where who which what why year percentage share".split()
+)
+
+
+def _language_of_question(pair: Pair, context: Looked) -> str:
+    """The passage's language; a question in another script is not judged by its rules."""
+    return context.language
+
+
+def _asks(question: str, language: str, kind: str) -> bool:
+    asks = pattern(language, kind)
+    if asks is None:
+        return False
+    if language == "ar":
+        return asks.match(question) is not None
+    return asks.search(question) is not None
+
+
+def _question_units(question: str, context: Looked) -> list[Unit]:
+    units = context.source.content(question)
+    if knows(context.language):
+        return units
+    # Short words of a language without lists are mostly grammar.
+    return [unit for unit in units if unit.known or len(unit.text) > 3]
+
+
+def _whole(text: str, context: Looked) -> Unit:
+    plain = bare(text)
+    return Unit(plain, bool(plain) and plain in bare(context.source.text), 1.0, False)
+
+
+def _missing_numeral(text: str, source: str) -> str | None:
+    """The first numeral that the passage does not print, with or without marks between thousands."""
+    printed = {_GROUPED.sub("", numeral) for numeral in _NUMERAL.findall(source)} | set(_NUMERAL.findall(source))
+    for numeral in _NUMERAL.findall(normalized(text)):
+        if numeral not in printed and _GROUPED.sub("", numeral) not in printed:
+            return str(numeral)
+    return None
+
+
+def _turned_round(pair: Pair, source: str, language: str) -> str | None:
+    """A negation or an opposite where the passage has none."""
+    answer, question = normalized(pair.answer), normalized(pair.question)
+    for word, opposite in opposites(language):
+        if word.search(answer) and opposite.search(source) and not word.search(source) and not word.search(question):
+            return f"the passage says {_first(opposite, source)!r} where the answer says {_first(word, answer)!r}"
+    negation = pattern(language, "negation")
+    if negation is None or language in ("ko", "ar"):
+        return None
+    said = negation.search(answer)
+    if said is not None and not negation.search(source) and not negation.search(question):
+        return f"the passage does not say {said.group()!r}"
+    return None
+
+
+def _first(word: regex.Pattern[str], text: str) -> str:
+    match = word.search(text)
+    return match.group() if match else ""
+
+
+def _points_back(match: regex.Match[str], question: str, language: str) -> bool:
+    """A pronoun in the first half of a question that has no clause before it."""
+    return match.start() <= 0.6 * len(question)
+
+
+def _has_name(units: Iterable[Unit]) -> bool:
+    return any(unit.strict for unit in units)
+
+
+def question_size(question: str) -> int:
+    """Words of a question, syllables and letters counted where words have only some."""
+    syllables = len(regex.findall(r"\p{Hangul}", question)) / _FEW_UNITS
+    return max(word_count(question), round(syllables), len(bare(question)) if has_unspaced(question) else 0)
