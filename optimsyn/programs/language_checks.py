@@ -28,17 +28,18 @@ _SHARE_IN_PASSAGE = 0.7
 _SHARE_OF_QUESTION = 0.5
 # Without a list of words that carry no content, more of a question is strange.
 _SHARE_OF_ANY_QUESTION = 0.34
-_LETTERS_ONLY_IN_LATIN = regex.compile(r"^[\W\d_]*$")
 _NUMERAL = regex.compile(r"\d+(?:[.,٫٬'’]\d+)*")
 _GROUPED = regex.compile(r"[.,٬'’](?=\d{3}(?!\d))")
-_FIGURE_AND_UNIT = regex.compile(
-    r"^[\W\d_]*(?:年|月|日|号|號|円|元|圆|人|%|％|割|歳|岁|個|个|次|回|倍|万|億|亿|萬|時|时|分|秒|前|後|后|以内|以上|以下|约|約|第|至|到|到|世|纪|紀|原|명|원|년|월|일|시|분|초|세|억|만|"
-    r"천|퍼센트|개|배|회|주|달러|위안|엔|kg|mg|ml|mmhg|cm|km|km2|m|g|l|euro|eur|usd|prozent|millionen|milliarden|jahre|jahren|tage|tagen|stunden|"
-    r"minuten|uhr|januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|บาท|ปี|วัน|เดือน|คน|ร้อยละ|ล้าน|เปอร์เซ็นต์|พ\.ศ\.|ค\.ศ\.|"
-    r"مليون|مليار|الف|بالمئه|في المئه|المئه|في|دينار|ريال|درهم|جنيه|دولار|عام|سنه|يوم|شهر|ساعه|دقيقه|درجه|مئه|مايه|"
-    r"[\W\d_])*$"
+_UNIT = regex.compile(
+    r"(?<![a-z])(?:kg|mg|ml|l|dl|mmhg|cm|mm|km|km2|m|m2|g|gy|eur|euro|usd|us|q\d)(?![a-z])|円|元|圆|人|割|歳|岁|個|个|次|回|倍|"
+    r"명|원|개|배|회|주|달러|위안|엔|퍼센트|포인트|บาท|คน|ร้อยละ|บรรทัด|เปอร์เซ็นต์|ราว|คริสต์ศักราช|ประมาณ|(?<!\w)(?:prozent|euro|dollar|mark|"
+    r"دينار|ريال|درهم|جنيه|دولار|بالمئه|المئه|درجه|يورو)(?!\w)"
 )
 _FEW_UNITS = 2
+# Words with content of a question with a pronoun that only the passage explains; more where it comes early.
+_FEW_WITH_POINTER = 2.0
+_SHARE_OF_HEAD = 0.6
+_AT_START = 2
 
 
 def check_whole_question(pair: Pair, context: Looked) -> str | None:
@@ -84,11 +85,15 @@ def check_stands_alone(pair: Pair, context: Looked) -> str | None:
     weight = sum(unit.weight for unit in units)
     if not named and not units:
         return "without the passage nobody can answer it: it names nothing that it asks about"
-    match = pointing.search(normalized(pair.question))
-    if match is not None and _points_back(match, normalized(pair.question), language) and not _has_name(units):
-        few = 5 if language in ("zh", "ja") else 3.5 if language == "th" else 4
+    question = normalized(pair.question)
+    match = pointing.search(question)
+    if match is not None and (match.start() <= _AT_START or not any(unit.strict for unit in units)):
+        few = _FEW_WITH_POINTER + (match.start() <= _SHARE_OF_HEAD * len(question)) + (match.start() <= _AT_START)
         if weight <= few:
             return f"without the passage nobody can answer it: {match.group().strip()!r} is said nowhere else"
+    headless = pattern(language, "headless")
+    if headless is not None and headless.match(question) and weight <= _FEW_WITH_POINTER:
+        return "without the passage nobody can answer it: it names no subject"
     return None
 
 
@@ -132,7 +137,10 @@ def answered_by_itself(pair: Pair, context: Looked) -> str | None:
         units = there.content(pair.answer)
         inside = bool(units) and all(unit.known for unit in units)
     # "Is it higher or lower?" offers its answers.
-    if inside and not (either is not None and either.search(question)):
+    offered = either is not None and regex.search(
+        rf"{regex.escape(plain)}\W*(?:{either.pattern})|(?:{either.pattern})\W*{regex.escape(plain)}", question
+    )
+    if inside and not offered:
         return f"the question already says {pair.answer!r}"
     return None
 
@@ -169,9 +177,20 @@ def answer_fits_question(pair: Pair, context: Looked) -> str | None:
     if asked["many"] and not (digit or (number and number.search(answer)) or (time and time.search(answer))):
         return "it asks for a quantity, the answer names none"
     for kind in ("who", "why", "where"):
-        if asked[kind] and not asked["many"] and not asked["when"] and _FIGURE_AND_UNIT.match(answer):
+        if asked[kind] and not asked["many"] and not asked["when"] and _is_only_figure(answer, language):
             return f"it asks {kind}, the answer is a figure"
     return None
+
+
+def _is_only_figure(answer: str, language: str) -> bool:
+    """Whether an answer has nothing but figures, units and words of time and quantity."""
+    time, number, empty = (pattern(language, field) for field in ("time", "number", "empty"))
+    if regex.search(r"\d", answer) is None and (number is None or number.search(answer) is None):
+        return False
+    rest = _UNIT.sub(" ", answer)
+    for words in (time, number, empty):
+        rest = rest if words is None else words.sub(" ", rest)
+    return regex.search(r"\p{L}", rest) is None
 
 
 def either_in(either: regex.Pattern[str] | None, question: str) -> bool:
@@ -275,15 +294,6 @@ def _turned_round(pair: Pair, source: str, language: str) -> str | None:
 def _first(word: regex.Pattern[str], text: str) -> str:
     match = word.search(text)
     return match.group() if match else ""
-
-
-def _points_back(match: regex.Match[str], question: str, language: str) -> bool:
-    """A pronoun in the first half of a question that has no clause before it."""
-    return match.start() <= 0.6 * len(question)
-
-
-def _has_name(units: Iterable[Unit]) -> bool:
-    return any(unit.strict for unit in units)
 
 
 def question_size(question: str) -> int:

@@ -44,7 +44,7 @@ _PARTICLES = """은 는 이 가 을 를 의 에 에서 에게 에게서 께 께�
 하다 한다 합니다 하였다 했다 했습니다 하였습니다 하는 한 할 함 하여 해서 해 하고 하며 하면 하기 하므로 하지 하도록 하거나 하던 하게 하자 하려고 하기로 하고자 하여서 하려면
 되다 된다 됩니다 되었다 됐다 되었습니다 됐습니다 되는 된 될 됨 되어 되어서 되고 되며 되면 되기 되므로 되지 되도록 되거나 돼 돼서 시키다 시킨다 시킵니다 시켰다 시키는 시킨 시켜 시키고 시켜서 시킴 시키기
 받다 받는다 받았다 받은 받는 받아 당하다 당했다 있다 있는 있어 없다 없이 없는
-습니다 는다 ㄴ다 었다 았다 었습니다 았습니다 어서 아서 어 아 음 기 기도 기에 기는 기로 기를 기가 던 은 는 을 면 으면 으며 으니 니까 으므로 지 지만 거나 도록 게 자 려고 으려고 든지 네 요 어요 아요 죠 었던 았던 었고 았고 었으며 았으며 었으나 았으나 았지만 었지만
+습니다 는다 ㄴ다 었다 았다 었습니다 았습니다 어서 아서 어 아 음 기 기도 기에 기는 기로 기를 기가 던 은 는 을 면 으면 으며 으니 니까 으므로 지 지만 거나 도록 게 자 려고 으려고 든지 네 요 어요 아요 죠 었던 았던 었고 았고 었으며 았으며 었으나 았으나 였으나 이었으나 으나 인데 였는데 이었는데 는데 은데 았지만 었지만
 때문 때문이다 때문입니다 때문에 예요 이에요 이었던 였던 이었으며 였으며 부터다 까지다 이자 이자마자 으로부터 로부터 에게로 에서부터 뿐 뿐이다 대로 같이""".split()
 _PARTICLES_OF = frozenset(_PARTICLES)
 _LONGEST_PARTICLE = max(map(len, _PARTICLES))
@@ -94,6 +94,10 @@ class Source:
     @cached_property
     def _stems(self) -> frozenset[str]:
         return frozenset(stem for word in self.words for stem in self._stems_of(word))
+
+    @cached_property
+    def _korean(self) -> frozenset[str]:
+        return frozenset(stem for word in self.words if _HANGUL.match(word) for stem in _korean_stems(word))
 
     @cached_property
     def _skeletons(self) -> frozenset[str]:
@@ -201,6 +205,8 @@ class Source:
 
     def _has_korean(self, word: str) -> bool:
         if len(word) >= _SHORTEST_HANGUL_STEM and word in self._bare:
+            return True
+        if not self._korean.isdisjoint(_korean_stems(word)):
             return True
         # reached[i]: the first i syllables are parts of the text.
         reached = [True] + [False] * len(word)

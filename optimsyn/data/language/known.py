@@ -40,6 +40,7 @@ class Known:
         pointing: Words that stand for what was said before.
         unknown: Replies that refuse or say that the answer is not there.
         orders: Words with which an order begins or ends.
+        headless: Words with which a question without a subject begins.
     """
 
     empty: str = ""
@@ -59,6 +60,7 @@ class Known:
     pointing: str = ""
     unknown: str = ""
     orders: str = ""
+    headless: str = ""
 
 
 KNOWN: dict[str, Known] = {
@@ -106,7 +108,7 @@ KNOWN: dict[str, Known] = {
         source="text|passage|abschnitt|artikel|dokument|auszug|absatz|textabschnitt|verfasser|autor|autorin|beitrag|"
         "textstelle|textpassage|vorlage|quelle|textauszug|schriftstück",
         pointing="er|es|sie|ihn|ihm|dies|dieser|diese|dieses|diesem|diesen|jener|jene|jenes|dort|dabei|daran|damit|danach|"
-        "davon|dafür|ihre|ihr|seine|sein|dadurch|darin|deren|dessen|daraufhin|ihnen|ihren|ihrem|ihrer|seinen|seinem|seiner|beide|beiden|solche",
+        "davon|dafür|dadurch|darin|daraufhin|ihnen|beide|beiden|das|dazu|dagegen|darüber|darauf|daraus|seinen|seine|ihre|ihren",
         unknown="ich weiß nicht|weiß ich nicht|weiß es nicht|keine ahnung|nicht bekannt|unbekannt|keine angabe|keine angaben|"
         "keine information|keine informationen|nicht angegeben|nicht erwähnt|nicht genannt|geht nicht hervor|nicht hervor|"
         "steht nicht im|nicht im text|nicht beantworten|tut mir leid|keine antwort|nicht zu beantworten|nicht enthalten|"
@@ -209,10 +211,11 @@ KNOWN: dict[str, Known] = {
         either="หรือ",
         negation="ไม่|มิ|ไร้|ปราศจาก",
         opposites="เพิ่มขึ้น/ลดลง|สูงกว่า/ต่ำกว่า|มากกว่า/น้อยกว่า|ก่อน/หลัง|เพิ่ม/ลด|สูงขึ้น/ต่ำลง|ยาวขึ้น/สั้นลง|ขยาย/หด",
-        source="ข้อความ|บทความ|เนื้อเรื่อง|เนื้อหาข้างต้น|ย่อหน้า|ผู้เขียน|ผู้แต่ง|ตามที่กล่าวข้างต้น|ข้างต้น|เอกสารนี้|บทอ่าน|เรื่องที่อ่าน|ในเนื้อหา|ข้อเขียน|ตอนที่อ่าน|เอกสารฉบับนี้|ดังกล่าวข้างต้น",
+        source="ข้อความ|บทความ|เนื้อเรื่อง|เนื้อหาข้างต้น|ย่อหน้า|ผู้เขียน|ผู้แต่ง|ตามที่กล่าวข้างต้น|ข้างต้น|ข้างบน|ยกมา|ตามเอกสาร|จากเอกสาร|เนื้อความ|เอกสารนี้|บทอ่าน|เรื่องที่อ่าน|ในเนื้อหา|ข้อเขียน|ตอนที่อ่าน|เอกสารฉบับนี้|ดังกล่าวข้างต้น",
         pointing="มัน|เขา|เธอ|นี้|นั้น|ดังกล่าว|พวกเขา|สิ่งนี้|สิ่งนั้น|ที่นั่น|ที่นี่|เหล่านี้|เหล่านั้น|ท่านผู้นั้น|ท่าน|แห่งนี้|ทั้งสอง",
         unknown="ไม่ทราบ|ไม่รู้|ไม่แน่ใจ|ไม่ได้ระบุ|ไม่ระบุ|ไม่มีข้อมูล|ไม่ได้กล่าว|ไม่สามารถตอบ|ตอบไม่ได้|ขออภัย|ขอโทษ|ไม่ปรากฏ|ไม่พบข้อมูล|ไม่มีคำตอบ|ไม่ได้บอก|ไม่ได้พูดถึง|ไม่มีระบุ|ไม่ได้ให้ข้อมูล|เสียใจ|ไม่มีกล่าว|ไม่กล่าวถึง|ไม่อาจ",
         orders="จง|โปรด|กรุณา|ช่วย|ให้อธิบาย|อธิบาย",
+        headless="ต้อง|แล้ว|ห้าม|ควร|จะ|ได้|ถูก|เคย|เริ่ม|มี|ใช้|เกิดขึ้น|ซึ่ง|โดย|และ|ทำ|ตั้ง|ย้าย|พบ",
     ),
     "ar": Known(
         empty="ما|ماذا|من|متى|أين|كيف|كم|لماذا|أي|أية|هل|في|على|إلى|عن|مع|بين|بعد|قبل|عند|حتى|منذ|خلال|هو|هي|هم|هما|هذا|هذه|ذلك|تلك|التي|الذي|الذين|"

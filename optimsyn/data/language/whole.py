@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import regex
 
@@ -23,7 +23,9 @@ _NO_START = regex.compile(r"^\s*[,;:.!?)\]}、，。；：！？」』）】؛،
 _NO_END = regex.compile(r"[,;、，；،؛(（「『［\[{“]\s*$")
 _SEGMENTS = regex.compile(r"[.,;!?。、，；！？،؛\n]+\s*")
 _REPEATED_WORDS = 3
-_REPEATED_LETTERS = 6
+# "No" stands in "notice" and is no piece of it.
+_SHORTEST_CUT = 4
+_LETTERS_A_WORD = 2
 _LETTERS_OF_A_LOOP = 4
 _LONGEST_LOOK = 1200
 _LETTER = regex.compile(r"[\p{L}\p{M}]")
@@ -42,7 +44,13 @@ _KOREAN_STARTS = regex.compile(
 _JAPANESE_STARTS = regex.compile(r"^(?:を|が|に|へ|で|の|は|も|と|から|まで|より|や|って|っ|ん|ゃ|ゅ|ょ|ッ|ャ|ュ|ョ|ー|ます|です|した|され|られ|れる|せる)")
 _JAPANESE_STARTS_BUT = regex.compile(r"^(?:でき|です|でも|では|はい|もう|もの|もと|もち|とき|ところ|とても|とり|とく|にほん|にわ|にく|はし|はっ|はな|はじ|やく|やす|やや|やま|より多|のち|のう|のど|がん|がい|へい|へん|でん|から[^、]の|もっと|もし|まで)")
 _CUT_THAI = regex.compile(r"^[\u0E30-\u0E3A\u0E45-\u0E4E]|[\u0E40-\u0E44]$")
-_CUT_NUMBER = regex.compile(r"\d[.,]$")
+_CUT_NUMBER = regex.compile(r"\d,$")
+_KATAKANA = regex.compile(r"[\p{Katakana}ー]")
+_KANJI = regex.compile(r"\p{Han}")
+# What begins a word of its own behind a noun, and what a count ends with.
+_KANJI_SUFFIXES = frozenset("以前後上下中内外間等氏者側用的型式第約同各全当毎計未最同本性化法")
+_KANJI_UNITS = frozenset("年月日時分秒円人割倍個件回歳国社県市町村区億万千百")
+_FOLLOWING_THAI = regex.compile(r"[\p{M}ะาำๅๆ]")
 _CONNECTING_START = regex.compile(r"^(?:and|or|but|which|because of which|of which|whose)\s")
 
 
@@ -95,13 +103,14 @@ def repeats(text: str) -> bool:
     """Whether a text says the same again and again: a part of some words twice, a stretch of letters three times."""
     text = text[:_LONGEST_LOOK]
     unspaced = has_unspaced(text)
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     for part in _SEGMENTS.split(text):
         plain = bare(part)
-        long_enough = len(plain) >= _REPEATED_LETTERS if unspaced else len(words_of(part)) >= _REPEATED_WORDS
-        if plain in seen and long_enough:
+        size = len(plain) / _LETTERS_A_WORD if unspaced else len(words_of(part))
+        seen[plain] += 1
+        # Two words may come twice in a list, three or more do not.
+        if seen[plain] >= (2 if size >= _REPEATED_WORDS else 3) and size >= _REPEATED_WORDS - 1:
             return True
-        seen.add(plain)
     plain = bare(text)
     places: defaultdict[str, list[int]] = defaultdict(list)
     for start in range(len(plain) - _LETTERS_OF_A_LOOP + 1):
@@ -133,6 +142,9 @@ def _is_most(match: regex.Match[str], text: str, language: str) -> bool:
     tail = text[match.end() :].strip(" .。!").strip()
     head = text[: match.start()].strip()
     few = 12 if language in ("ko", "zh", "ja", "th") else 24
+    if language not in ("ko", "zh", "ja", "th") and " " not in match.group():
+        # "unknown" is a reply, "unknown names" may be an answer.
+        return not head and not tail
     whole = len(match.group()) >= 0.5 * len(text)
     return whole or (len(match.group()) >= 3 and (len(tail) <= few or not head))
 
@@ -156,8 +168,19 @@ def fragment(answer: str, source: str, language: str) -> str | None:
         return "it begins with a particle"
     if language == "en" and _CONNECTING_START.match(text):
         return "it begins in the middle of a sentence"
+    place = source.find(text)
+    following = source[place + len(text) : place + len(text) + 1] if text and place >= 0 else ""
+    if text[-1:].isdigit() and (following.isdigit() or regex.match(r"[.,]\d", source[place + len(text) :])):
+        if following and source.count(text) == 1:
+            return "it is cut off in a number"
+    if text.endswith(".") and following.isdigit() and source.count(text) == 1:
+        return "it is cut off in a number"
+    if language == "th" and following and _FOLLOWING_THAI.match(following) and following != "ๆ":
+        return "it is cut off in a word"
     if _CUT_THAI.search(answer.strip()) or _CUT_NUMBER.search(text):
         return "it is cut off"
+    if language == "ja" and _cut_in_japanese(text.strip(" 。、"), source):
+        return "it is cut off in a word"
     return _cut_in_a_word(text.strip(" .。!?\"'“”„«»()"), source, language)
 
 
@@ -166,9 +189,23 @@ def _is_at_start(text: str, source: str) -> bool:
     return place >= 0 and (place == 0 or not source[place - 1].isalnum())
 
 
+def _cut_in_japanese(text: str, source: str) -> bool:
+    """An answer of the passage that ends between two letters of katakana, or two kanji that no suffix parts."""
+    place = source.find(text) if text else -1
+    if place < 0 or source.find(text, place + 1) >= 0 or place + len(text) >= len(source):
+        return False
+    last, following = text[-1], source[place + len(text)]
+    if _KATAKANA.match(last) and _KATAKANA.match(following):
+        return True
+    kanji = _KANJI.match(last) is not None and _KANJI.match(following) is not None
+    return kanji and len(text) > 1 and following not in _KANJI_SUFFIXES and last not in _KANJI_UNITS
+
+
 def _cut_in_a_word(text: str, source: str, language: str) -> str | None:
     """An answer in the words of the passage that begins or ends inside one of them everywhere."""
-    place = source.find(text) if text else -1
+    if len(text) < _SHORTEST_CUT:
+        return None
+    place = source.find(text)
     cut = None
     # An answer is short; one that is everywhere in a passage is no fragment.
     for _ in range(20):
@@ -185,7 +222,7 @@ def _cut_at(start: int, end: int, source: str, language: str) -> str | None:
     unspaced = rf"[{UNSPACED}]"
     if end < len(source) and _joined(source, end, unspaced):
         rest = _letters(source, end, 1)
-        if not _may_follow(rest, source[start:end], language):
+        if not _may_follow(rest, source[start:end], source, language):
             return f"it is cut off before {rest!r}"
     if start and _joined(source, start, unspaced):
         rest = _letters(source, start - 1, -1)
@@ -220,7 +257,7 @@ def _letters(source: str, place: int, step: int) -> str:
     return "".join(letters[::step])
 
 
-def _may_follow(rest: str, answer: str, language: str) -> bool:
+def _may_follow(rest: str, answer: str, source: str, language: str) -> bool:
     if language == "ko":
         return is_korean_ending(rest)
     if language not in _ENDINGS_OF:
@@ -229,5 +266,7 @@ def _may_follow(rest: str, answer: str, language: str) -> bool:
         return len(rest) <= max(3, len(last))
     if rest in _ENDINGS_OF[language]:
         return True
-    # The first part of a German compound is a word.
-    return language == "de" and len(rest) >= 4 and len(answer.split()[-1]) >= 4
+    # The first part of a German compound is a word, and may stand elsewhere.
+    last = answer.split()[-1]
+    alone = " " not in answer or regex.search(rf"(?<!\w){regex.escape(last)}(?!\w)", source) is not None
+    return language == "de" and len(rest) >= 4 and len(last) >= 4 and alone
