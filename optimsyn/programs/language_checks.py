@@ -14,8 +14,8 @@ import regex
 from optimsyn.data.forms import Looked, form_of
 from optimsyn.data.language import english
 from optimsyn.data.language.detect import language_name, language_of
-from optimsyn.data.language.grounding import Unit, strange_share
-from optimsyn.data.language.known import KNOWN, knows, opposites, pattern
+from optimsyn.data.language.grounding import Source, Unit, strange_share
+from optimsyn.data.language.known import KNOWN, knows, opposites, pattern, words
 from optimsyn.data.language.segment import bare, has_unspaced, normalized, word_count
 from optimsyn.data.language.whole import fragment, is_order, is_question, refuses, repeats
 from optimsyn.data.records import Pair, Passage
@@ -38,8 +38,12 @@ _UNIT = regex.compile(
 _FEW_UNITS = 2
 # Words with content of a question with a pronoun that only the passage explains; more where it comes early.
 _FEW_WITH_POINTER = 2.0
+_FEW_WITHOUT_SUBJECT = 3.0
 _SHARE_OF_HEAD = 0.6
 _AT_START = 2
+# A longer answer may say with a negation what the passage says without.
+_FEW_WORDS = 6
+_MORE_AT_START = 3
 
 
 def check_whole_question(pair: Pair, context: Looked) -> str | None:
@@ -82,17 +86,18 @@ def check_stands_alone(pair: Pair, context: Looked) -> str | None:
         return None
     units = _question_units(pair.question, context)
     named = [unit for unit in units if unit.known or unit.strict]
-    weight = sum(unit.weight for unit in units)
+    weight = sum(unit.weight for unit in units if unit.text not in words(language, "pointing"))
     if not named and not units:
         return "without the passage nobody can answer it: it names nothing that it asks about"
     question = normalized(pair.question)
     match = pointing.search(question)
     if match is not None and (match.start() <= _AT_START or not any(unit.strict for unit in units)):
-        few = _FEW_WITH_POINTER + (match.start() <= _SHARE_OF_HEAD * len(question)) + (match.start() <= _AT_START)
+        few = _FEW_WITH_POINTER + (match.start() <= _SHARE_OF_HEAD * len(question))
+        few += _MORE_AT_START * (match.start() <= _AT_START)
         if weight <= few:
             return f"without the passage nobody can answer it: {match.group().strip()!r} is said nowhere else"
     headless = pattern(language, "headless")
-    if headless is not None and headless.match(question) and weight <= _FEW_WITH_POINTER:
+    if headless is not None and headless.match(question) and weight <= _FEW_WITHOUT_SUBJECT:
         return "without the passage nobody can answer it: it names no subject"
     return None
 
@@ -102,6 +107,9 @@ def grounded(pair: Pair, context: Looked) -> str | None:
     language, source = context.language, context.source
     if not form_of(pair).is_verdict(pair):
         units = source.content(pair.answer) or [_whole(pair.answer, context)]
+        # An answer may end with the verb of its question.
+        asked = Source(pair.question, language)
+        units = [unit for unit in units if unit.known or unit.strict or not _has(asked, unit)] or units
         strict = [unit.text for unit in units if unit.strict and not unit.known]
         missing = _missing_numeral(pair.answer, source.text)
         if strict or missing:
@@ -133,7 +141,7 @@ def answered_by_itself(pair: Pair, context: Looked) -> str | None:
     if has_unspaced(pair.answer) or context.language == "ko":
         inside = len(plain) > 1 and plain in bare(question)
     else:
-        there = type(context.source)(pair.question, context.language)
+        there = Source(pair.question, context.language)
         units = there.content(pair.answer)
         inside = bool(units) and all(unit.known for unit in units)
     # "Is it higher or lower?" offers its answers.
@@ -188,8 +196,8 @@ def _is_only_figure(answer: str, language: str) -> bool:
     if regex.search(r"\d", answer) is None and (number is None or number.search(answer) is None):
         return False
     rest = _UNIT.sub(" ", answer)
-    for words in (time, number, empty):
-        rest = rest if words is None else words.sub(" ", rest)
+    for listed in (time, number, empty):
+        rest = rest if listed is None else listed.sub(" ", rest)
     return regex.search(r"\p{L}", rest) is None
 
 
@@ -236,7 +244,8 @@ def english_content(text: str) -> list[str]:
 
 
 ENGLISH_QUESTION_WORDS = frozenset(
-    "how much many long far old large when where who which what why year percentage share".split()
+    "how much many long far old large when where who which what why year percentage share compare compared differ meaning "
+    "word".split()
 )
 
 
@@ -260,6 +269,10 @@ def _question_units(question: str, context: Looked) -> list[Unit]:
         return units
     # Short words of a language without lists are mostly grammar.
     return [unit for unit in units if unit.known or len(unit.text) > 3]
+
+
+def _has(asked: Source, unit: Unit) -> bool:
+    return unit.text in asked.text if has_unspaced(unit.text) else asked.has_word(unit.text)
 
 
 def _whole(text: str, context: Looked) -> Unit:
@@ -286,7 +299,7 @@ def _turned_round(pair: Pair, source: str, language: str) -> str | None:
     if negation is None or language in ("ko", "ar"):
         return None
     said = negation.search(answer)
-    if said is not None and not negation.search(source) and not negation.search(question):
+    if said is not None and word_count(answer) <= _FEW_WORDS and not negation.search(source) and not negation.search(question):
         return f"the passage does not say {said.group()!r}"
     return None
 

@@ -37,6 +37,8 @@ _ENDINGS = {
 _ENDINGS_OF = {language: tuple(sorted(listed.split(), key=len, reverse=True)) for language, listed in _ENDINGS.items()}
 _COMPOUNDS = frozenset(("de", "nl", "sv", "da", "no", "fi", "et", "hu"))
 _JOINTS = ("", "s", "n", "en", "es", "e", "er")
+# auf-ge-füllt and auf-zu-füllen are auffüllen.
+_GERMAN_PREFIX = regex.compile("(auf|ab|an|aus|ein|vor|zu|um|nach|her|hin|mit|zuruck|uber|durch|weg|fest|bei|los)(?:ge|zu)")
 # Particles and endings of Korean nouns and verbs.
 _PARTICLES = """은 는 이 가 을 를 의 에 에서 에게 에게서 께 께서 으로 로 으로서 로서 으로써 로써 와 과 랑 이랑 하고 도 만 까지 부터 마다 조차 밖에 보다 처럼
 만큼 이나 나 이라 라 이라고 라고 이라는 라는 이란 란 이며 며 이고 고 인 이다 다 입니다 이었다 였다 이었습니다 였습니다 이라서 라서 이어서 여서 이므로 므로 이기 에는 에도 에서는 에서도
@@ -49,6 +51,8 @@ _PARTICLES = """은 는 이 가 을 를 의 에 에서 에게 에게서 께 께�
 _PARTICLES_OF = frozenset(_PARTICLES)
 _LONGEST_PARTICLE = max(map(len, _PARTICLES))
 _SHORTEST_HANGUL_STEM = 2
+# ㄴ, ㄹ, ㅁ and ㅂ, by their number behind a vowel.
+_FINALS_OF_ENDINGS = (4, 8, 16, 17)
 # Particles and suffixes in front of and behind an Arabic word, normalised.
 _BEFORE = tuple(map(normalized, "وال فال بال كال ولل وب ول فب لل ال و ف ب ك ل س ي ت ن ا م".split()))
 _BEHIND = tuple(map(normalized, "ها هم هن نا كم ات ان ين ون وا تها ته ية يه تين تان اته اتها ه ي ت ا ة ك".split()))
@@ -164,7 +168,7 @@ class Source:
         if not self._stems.isdisjoint(self._stems_of(word)):
             return True
         if _ARABIC.match(word):
-            return False
+            return not self._skeletons.isdisjoint(_skeletons(word))
         plain = _unaccented(word)
         if self.language in _COMPOUNDS and len(plain) >= _FEWEST_OF_A_PART:
             return self._is_compound(plain)
@@ -183,6 +187,9 @@ class Source:
                 stems.add(plain[: -len(ending)])
         if self.language == "de" and plain.startswith("ge") and len(plain) > 6:
             stems |= {stem[2:] for stem in stems if len(stem) > 5}
+        parted = _GERMAN_PREFIX.match(plain) if self.language == "de" else None
+        if parted is not None:
+            stems |= {parted[1] + stem[parted.end() :] for stem in stems if len(stem) > parted.end() + 2}
         return stems
 
     def _is_compound(self, word: str) -> bool:
@@ -305,6 +312,7 @@ def _korean_stems(word: str) -> frozenset[str]:
     """The word without a particle or ending, without a second one behind it, and itself."""
     stems = {word}
     for _ in range(2):
+        stems |= {_without_final(stem) for stem in stems}
         stems |= {
             stem[:-length]
             for stem in list(stems)
@@ -312,6 +320,12 @@ def _korean_stems(word: str) -> frozenset[str]:
             if stem[-length:] in _PARTICLES_OF
         }
     return frozenset(stems)
+
+
+def _without_final(word: str) -> str:
+    """A verb without the consonant of an ending: 큰 is 크, 늘어난 is 늘어나."""
+    final = (ord(word[-1]) - 0xAC00) % 28 if "\uac00" <= word[-1] <= "\ud7a3" else 0
+    return word[:-1] + chr(ord(word[-1]) - final) if final in _FINALS_OF_ENDINGS else word
 
 
 def _arabic_stems(word: str) -> set[str]:

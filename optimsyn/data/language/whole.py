@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import regex
 
@@ -26,7 +26,15 @@ _REPEATED_WORDS = 3
 # "No" stands in "notice" and is no piece of it.
 _SHORTEST_CUT = 4
 _LETTERS_A_WORD = 2
-_LETTERS_OF_A_LOOP = 4
+# A stretch of some letters or a sign, three times running.
+_LOOP = regex.compile(r"(\d+[\p{L}%％].{0,40}?|[\p{L}%％].{1,40}?)\1\1")
+_GAPS = regex.compile(r"[\s.,;!?。、，；！？،؛]+|(?<=[\d%％])(?:と|and|และ)")
+_LONGEST_LOOP = 300
+_LETTERS_SAID_AGAIN = 6
+_SHARE_SAID_AGAIN = 0.45
+_ALL_THAI = regex.compile(r"\p{Thai}{4}")
+_HANGUL = regex.compile(r"\p{Hangul}")
+_THAI = regex.compile(r"\p{Thai}")
 _LONGEST_LOOK = 1200
 _LETTER = regex.compile(r"[\p{L}\p{M}]")
 # What may follow a whole word in the same run of letters, by language; None: nothing that is known.
@@ -111,18 +119,27 @@ def repeats(text: str) -> bool:
         # Two words may come twice in a list, three or more do not.
         if seen[plain] >= (2 if size >= _REPEATED_WORDS else 3) and size >= _REPEATED_WORDS - 1:
             return True
-    plain = bare(text)
-    places: defaultdict[str, list[int]] = defaultdict(list)
-    for start in range(len(plain) - _LETTERS_OF_A_LOOP + 1):
-        places[plain[start : start + _LETTERS_OF_A_LOOP]].append(start)
-    # The first stretch of a loop is there once a round.
-    for found in places.values():
-        if len(found) >= 3:
-            for first, second, third in zip(found, found[1:], found[2:], strict=False):
-                same = third - second == second - first
-                if same and plain[first:second] == plain[second:third] and not plain[first:third].isdigit():
-                    return True
-    return False
+    if _LOOP.search(_GAPS.sub("", normalized(text[:_LONGEST_LOOP]))):
+        return True
+    return _said_again(bare(text)) >= _SHARE_SAID_AGAIN
+
+
+def _said_again(plain: str) -> float:
+    """The share of a text that repeats long stretches of what comes before."""
+    least = _LETTERS_SAID_AGAIN if has_unspaced(plain) or _HANGUL.search(plain) else 2 * _LETTERS_SAID_AGAIN
+    if _THAI.search(plain):
+        least = 2 * _LETTERS_SAID_AGAIN
+    place = again = 0
+    while place + least <= len(plain):
+        length = least
+        if plain[place : place + length] not in plain[:place] or plain[place : place + length].isdigit():
+            place += 1
+            continue
+        while place + length < len(plain) and plain[place : place + length + 1] in plain[:place]:
+            length += 1
+        again += length
+        place += length
+    return again / len(plain) if plain else 0.0
 
 
 def refuses(answer: str, language: str) -> bool:
@@ -175,6 +192,8 @@ def fragment(answer: str, source: str, language: str) -> str | None:
             return "it is cut off in a number"
     if text.endswith(".") and following.isdigit() and source.count(text) == 1:
         return "it is cut off in a number"
+    if language == "th" and following and _parts_thai(text, source, place + len(text)):
+        return "it is cut off in a word"
     if language == "th" and following and _FOLLOWING_THAI.match(following) and following != "ๆ":
         return "it is cut off in a word"
     if _CUT_THAI.search(answer.strip()) or _CUT_NUMBER.search(text):
@@ -187,6 +206,12 @@ def fragment(answer: str, source: str, language: str) -> str | None:
 def _is_at_start(text: str, source: str) -> bool:
     place = source.find(text)
     return place >= 0 and (place == 0 or not source[place - 1].isalnum())
+
+
+def _parts_thai(text: str, source: str, end: int) -> bool:
+    """Whether an answer that stands in the passage once ends between letters that stand together elsewhere."""
+    across = source[end - 2 : end + 2]
+    return _ALL_THAI.fullmatch(across) is not None and source.count(text) == 1 and source.count(across) > 1
 
 
 def _cut_in_japanese(text: str, source: str) -> bool:
