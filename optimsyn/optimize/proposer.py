@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.data.forms import form_named
+from optimsyn.data.text import word_count
 from optimsyn.reward.judgements import Judgement
 
 # Sentences in one candidate at most: the rubric model may be small and its context short.
@@ -229,7 +230,7 @@ def _on_criteria(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> 
 def _on_length(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
     """Whether the shorter or the longer half of the answers earned more."""
     sized = sorted(
-        (len(row.pair.answer.split()), advantage[row.key])
+        (word_count(row.pair.answer), advantage[row.key])
         for row in valid
         if row.pair is not None and form_named(row.kind).free_length
     )

@@ -7,7 +7,7 @@ what needs lists of words runs in the languages of `optimsyn.data.language.known
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import regex
 
@@ -15,7 +15,7 @@ from optimsyn.data.forms import Looked, form_of
 from optimsyn.data.language import english
 from optimsyn.data.language.detect import language_name, language_of
 from optimsyn.data.language.grounding import Source, Unit, strange_share
-from optimsyn.data.language.known import KNOWN, knows, opposites, pattern, words
+from optimsyn.data.language.known import knows, opposites, pattern, words
 from optimsyn.data.language.segment import bare, has_unspaced, normalized, word_count
 from optimsyn.data.language.whole import fragment, is_order, is_question, refuses, repeats
 from optimsyn.data.records import Pair, Passage
@@ -25,6 +25,7 @@ NEEDS_WORDS = ("answer_fits_question", "mentions_document", "stands_alone")
 NEEDS_ENGLISH = ("whole_question",)
 """Checks of which a part, the grammar, is for English only."""
 _SHARE_IN_PASSAGE = 0.7
+_SHARE_OF_PASSAGES = 0.02
 _SHARE_OF_QUESTION = 0.5
 # Without a list of words that carry no content, more of a question is strange.
 _SHARE_OF_ANY_QUESTION = 0.34
@@ -109,7 +110,7 @@ def grounded(pair: Pair, context: Looked) -> str | None:
         units = source.content(pair.answer) or [_whole(pair.answer, context)]
         # An answer may end with the verb of its question.
         asked = Source(pair.question, language)
-        units = [unit for unit in units if unit.known or unit.strict or not _has(asked, unit)] or units
+        units = [unit for unit in units if unit.known or unit.strict or not asked.has(unit)] or units
         strict = [unit.text for unit in units if unit.strict and not unit.known]
         missing = _missing_numeral(pair.answer, source.text)
         if strict or missing:
@@ -206,34 +207,39 @@ def either_in(either: regex.Pattern[str] | None, question: str) -> bool:
     return either is not None and either.search(question) is not None
 
 
-def checks_not_run(languages: Iterable[str], checks: Iterable[str]) -> dict[str, str]:
-    """Checks that do not run, or only in part, in some languages: why, by name.
+def checks_not_run(language: str, checks: Iterable[str]) -> dict[str, str]:
+    """Checks that do not run, or only in part, in a language: why, by name.
 
     Args:
-        languages: ISO 639-1 codes.
+        language: Its ISO 639-1 code.
         checks: The names of those that a recipe runs.
     """
-    without = [language for language in dict.fromkeys(languages) if language != "en" and not knows(language)]
-    other = [language for language in dict.fromkeys(languages) if language != "en"]
-    reasons = {}
+    reasons: dict[str, str] = {}
     for name in checks:
-        if name in NEEDS_WORDS and without:
-            names = ", ".join(map(language_name, without))
-            reasons[name] = f"it does not run for passages in {names}: it has no lists of words for that"
-        elif name in NEEDS_ENGLISH and other:
-            names = ", ".join(map(language_name, other))
-            reasons[name] = f"its grammar does not run for passages in {names}: it knows English only"
+        if name in NEEDS_WORDS and language != "en" and not knows(language):
+            reasons[name] = f"`{name}` does not run there, it has no words of {language_name(language)}"
+        elif name in NEEDS_ENGLISH and language != "en":
+            reasons[name] = f"`{name}` does not look at grammar there, it knows that of English only"
     return reasons
 
 
-def languages_of(passages: Iterable[Passage]) -> Counter[str]:
-    """How many passages are in each language, the commonest first."""
-    return Counter(dict(Counter(language_of(passage.text) for passage in passages).most_common()))
+def language_notes(passages: Sequence[Passage], disabled: Iterable[str] = ()) -> list[str]:
+    """A sentence for each language but English that passages are in: the checks that do not run, or not whole, and why.
 
-
-def languages_known() -> Mapping[str, str]:
-    """Names of the languages for which all checks run, by code."""
-    return {code: language_name(code) for code in KNOWN}
+    Args:
+        passages: Of a run.
+        disabled: Checks that the recipe disables.
+    """
+    checks = [name for name in (*NEEDS_WORDS, *NEEDS_ENGLISH) if name not in set(disabled)]
+    counts = Counter(language_of(passage.text) for passage in passages)
+    notes = []
+    for language, count in counts.most_common():
+        reasons = checks_not_run(language, checks)
+        # A table of names may look like any language.
+        if reasons and language and count >= _SHARE_OF_PASSAGES * len(passages):
+            some = f"{count} of {len(passages)} passages are" if count > 1 else f"1 of {len(passages)} passages is"
+            notes.append(f"{some} in {language_name(language)}: {'; '.join(reasons.values())}")
+    return notes
 
 
 def english_content(text: str) -> list[str]:
@@ -269,10 +275,6 @@ def _question_units(question: str, context: Looked) -> list[Unit]:
         return units
     # Short words of a language without lists are mostly grammar.
     return [unit for unit in units if unit.known or len(unit.text) > 3]
-
-
-def _has(asked: Source, unit: Unit) -> bool:
-    return unit.text in asked.text if has_unspaced(unit.text) else asked.has_word(unit.text)
 
 
 def _whole(text: str, context: Looked) -> Unit:

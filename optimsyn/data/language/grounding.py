@@ -123,6 +123,10 @@ class Source:
         """Whether a normalised word is here, also with other endings or particles."""
         return word in self.words or self._has(word)
 
+    def has(self, unit: Unit) -> bool:
+        """Whether a unit of another text is here."""
+        return unit.text in self.text if _UNSPACED_WORD.match(unit.text) else self.has_word(unit.text)
+
     def _units(self, text: str) -> Iterator[Unit]:
         empty = words(self.language, "empty")
         for run in _runs(text):

@@ -97,10 +97,3 @@ def answer_tokens(text: str) -> list[str]:
     As in the evaluation of CMRC, DRCD and KorQuAD. The text comes normalised and without punctuation.
     """
     return text.split() if text.isascii() else _LETTERS_OF_MARKS.findall(text)
-
-
-def joined_answer(text: str) -> str:
-    """The text without the spaces beside letters of scripts whose writers set them freely (비타민 C, 비타민C)."""
-    return text if text.isascii() else regex.sub(
-        rf"(?<=[{UNSPACED}\p{{Hangul}}]\p{{M}}*)\s+|\s+(?=[{UNSPACED}\p{{Hangul}}])", "", text
-    )  # fmt: skip
