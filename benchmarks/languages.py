@@ -28,6 +28,7 @@ from optimsyn.recipe.sections.synthesis import Checks
 HERE = Path(__file__).parent
 BUNDLED = HERE.parent / "optimsyn" / "data" / "bundled"
 
+
 @dataclass(frozen=True)
 class Case:
     """A pair with its passage, and whether it is right."""

@@ -20,6 +20,7 @@ BUILT_IN = (
     "optimsyn.data.forms.multiple_choice",
     "optimsyn.data.forms.true_false",
     "optimsyn.data.language.detect",
+    "optimsyn.data.language.endings",
     "optimsyn.data.language.english",
     "optimsyn.data.language.grounding",
     "optimsyn.data.language.known",

@@ -44,7 +44,8 @@ _CUT_AT = frozenset("the a an and or but whose because its their his her very".s
 _TIME_WORD = re.compile(
     r"\d|\b(?:january|february|march|april|may|june|july|august|september|october|november|december|century|spring|"
     r"summer|autumn|fall|winter|day|week|month|year|after|before|during|when|upon|while|until|since|morning|night|end|"
-    r"beginning|birth|death|reign|war|age|hours?|minutes?|seconds?|if|once|as soon as|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
+    r"beginning|birth|death|reign|war|age|hours?|minutes?|"
+    r"seconds?|if|once|as soon as|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
     re.IGNORECASE,
 )
 _NUMBER_WORD = re.compile(

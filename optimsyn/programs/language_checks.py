@@ -1,7 +1,7 @@
 """The parts of the validity checks that depend on the language, and which checks know which languages.
 
-The language of a pair is that of its passage. `grounded`, `format`, `length` and the like know the words of every script;
-what needs lists of words runs in the languages of `optimsyn.data.language.known` only.
+The language of a pair is that of its passage. `grounded`, `format`, `length` and the like know the words of every
+script; what needs lists of words runs in the languages of `optimsyn.data.language.known` only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from optimsyn.data.language.known import knows, opposites, pattern, words
 from optimsyn.data.language.segment import bare, has_unspaced, normalized, word_count
 from optimsyn.data.language.whole import fragment, is_order, is_question, refuses, repeats
 from optimsyn.data.records import Pair, Passage
+from optimsyn.data.text import FUNCTION_WORDS, words_of
 
 NEEDS_WORDS = ("answer_fits_question", "mentions_document", "stands_alone")
 """Checks that run only in languages whose words are known."""
 NEEDS_ENGLISH = ("whole_question",)
 """Checks of which a part, the grammar, is for English only."""
+ENGLISH_QUESTION_WORDS = frozenset(
+    """how much many long far old large when where who which what why year percentage share compare compared differ
+    meaning word""".split()
+)
+"""Words of an English question that ask."""
 _SHARE_IN_PASSAGE = 0.7
 _SHARE_OF_PASSAGES = 0.02
 _SHARE_OF_QUESTION = 0.5
@@ -51,7 +57,7 @@ def check_whole_question(pair: Pair, context: Looked) -> str | None:
     """The question asks something, is not an order, and its grammar is whole (grammar: English only)."""
     if form_of(pair).is_verdict(pair) and pair.form:
         return None
-    language = _language_of_question(pair, context)
+    language = context.language
     if language == "en":
         broken = english.ungrammatical(pair.question)
         return None if broken is None else f"the question is not whole: {broken}"
@@ -78,7 +84,7 @@ def check_stands_alone(pair: Pair, context: Looked) -> str | None:
     """A question that is asked without the passage names what it is about."""
     if pair.context is not None or (pair.form and form_of(pair).is_verdict(pair)):
         return None
-    language = _language_of_question(pair, context)
+    language = context.language
     if language == "en":
         reason = english.not_alone(pair.question, english_content(pair.question))
         return None if reason is None else f"without the passage nobody can answer it: {reason}"
@@ -177,7 +183,12 @@ def answer_fits_question(pair: Pair, context: Looked) -> str | None:
     bare_answer = answer.strip(" .。!")
     verdicts = pattern(language, "verdict")
     either = pattern(language, "either")
-    if verdicts is not None and verdicts.fullmatch(bare_answer) and any(asked.values()) and not either_in(either, question):
+    if (
+        verdicts is not None
+        and verdicts.fullmatch(bare_answer)
+        and any(asked.values())
+        and not either_in(either, question)
+    ):
         return "yes or no does not answer an open question"
     time, number = pattern(language, "time"), pattern(language, "number")
     digit = regex.search(r"\d", answer)
@@ -244,20 +255,7 @@ def language_notes(passages: Sequence[Passage], disabled: Iterable[str] = ()) ->
 
 def english_content(text: str) -> list[str]:
     """Words of an English text that carry content."""
-    from optimsyn.data.text import FUNCTION_WORDS, words_of
-
     return [word for word in words_of(text) if word not in FUNCTION_WORDS and word not in ENGLISH_QUESTION_WORDS]
-
-
-ENGLISH_QUESTION_WORDS = frozenset(
-    "how much many long far old large when where who which what why year percentage share compare compared differ meaning "
-    "word".split()
-)
-
-
-def _language_of_question(pair: Pair, context: Looked) -> str:
-    """The passage's language; a question in another script is not judged by its rules."""
-    return context.language
 
 
 def _asks(question: str, language: str, kind: str) -> bool:
@@ -301,7 +299,12 @@ def _turned_round(pair: Pair, source: str, language: str) -> str | None:
     if negation is None or language in ("ko", "ar"):
         return None
     said = negation.search(answer)
-    if said is not None and word_count(answer) <= _FEW_WORDS and not negation.search(source) and not negation.search(question):
+    if (
+        said is not None
+        and word_count(answer) <= _FEW_WORDS
+        and not negation.search(source)
+        and not negation.search(question)
+    ):
         return f"the passage does not say {said.group()!r}"
     return None
 

