@@ -53,7 +53,8 @@ _SLIPS = 0.1
 _SHORTEST_WITH_SLIP = 4
 # Pairs of equal words of a quote and a text: more of them are a text of one word, and comparing takes their number.
 _MOST_EQUAL = 400_000
-_UNSPACED = regex.compile(rf"[{UNSPACED}]")
+# Words beside which white space is free.
+_FREE = regex.compile(rf"[{UNSPACED}\p{{Hangul}}]")
 
 
 def encodable(text: str) -> bool:
@@ -98,8 +99,10 @@ def as_written(quote: str, text: str) -> str:
         'The rate | 1899 |\n| 7.1'
     """
     words = words_in(quote)
-    between = [r"\W*" if _UNSPACED.match(word) else r"\W+" for word in words]
-    parts = [part for word, gap in zip(words, between, strict=True) for part in (gap, regex.escape(word))][1:]
+    parts = [regex.escape(word) for word in words]
+    for place in range(len(words) - 1, 0, -1):
+        free = any(_FREE.match(word) for word in words[place - 1 : place + 1])
+        parts.insert(place, r"\W*" if free else r"\W+")
     stretch = regex.search("".join(parts), text, regex.IGNORECASE) if words else None
     if stretch is None:
         return quote

@@ -30,7 +30,7 @@ _COUNTED = {script: regex.compile(rf"\p{{Script={script}}}") for script in _SCRI
 # A text in Japanese without any kana is a headline.
 _KANA = 0.02
 # Latin letters beside these are abbreviations and units, not the language.
-_OTHERS_OUTWEIGH_LATIN = 2
+_OTHERS_OUTWEIGH_LATIN = 3
 _LONGEST_LOOK = 2000
 # A word or two may be of any language; the model then guesses.
 _FEWEST_LETTERS = 12

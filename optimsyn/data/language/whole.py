@@ -20,7 +20,8 @@ _OPENING, _CLOSING = "([{（［｛「『【《〈“«", ")]}）］｝」』】�
 _PAIRS = dict(zip(_CLOSING, _OPENING, strict=True))
 # Signs that no answer begins with.
 _NO_START = regex.compile(r"^\s*[,;:.!?)\]}、，。；：！？」』）】؛،%％](?!\d)")
-_NO_END = regex.compile(r"[,;、，；،؛(（「『［\[{“]\s*$")
+_NO_END = regex.compile(r"[,;、，；،؛(（「『［\[{]\s*$")
+_LISTED = regex.compile(r"(?:^|\W)\w{1,2}$")
 _SEGMENTS = regex.compile(r"[.,;!?。、，；！？،؛\n]+\s*")
 _REPEATED_WORDS = 3
 # "No" stands in "notice" and is no piece of it.
@@ -104,7 +105,7 @@ def unclosed(text: str) -> bool:
             # German and its neighbours close with “ what „ opened, and lists write "a)".
             if open_ones and open_ones[-1] == _PAIRS[sign]:
                 open_ones.pop()
-            elif sign in ")）" and place <= 2:
+            elif sign in ")）" and _LISTED.search(text[max(0, place - 4) : place]):
                 continue
             elif sign not in "”“»«":
                 return True
@@ -167,7 +168,7 @@ def _is_most(match: regex.Match[str], text: str, language: str) -> bool:
         # "unknown" is a reply, "unknown names" may be an answer.
         return not head and not tail
     whole = len(match.group()) >= 0.5 * len(text)
-    return whole or (len(match.group()) >= 3 and (len(tail) <= few or not head))
+    return whole or (not head and len(tail) <= few) or (len(match.group()) >= 3 and (len(tail) <= few or not head))
 
 
 def fragment(answer: str, source: str, language: str) -> str | None:
