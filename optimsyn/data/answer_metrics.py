@@ -7,6 +7,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from optimsyn.data.language.segment import answer_tokens
+
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -22,19 +24,29 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction equals one of the accepted answers after normalisation."""
-    predicted = normalize_answer(prediction)
-    return any(predicted == normalize_answer(answer) for answer in answers)
+    """Whether the prediction equals one of the accepted answers after normalisation.
+
+    Spaces between letters of Chinese, Japanese, Korean, Thai and the like do not count: their writers set them freely.
+    """
+    predicted = _tokens(prediction)
+    return any(predicted == _tokens(answer) for answer in answers)
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Largest harmonic mean, over the accepted answers, of precision and recall of the prediction's tokens."""
+    """Largest harmonic mean, over the accepted answers, of precision and recall of the prediction's tokens.
+
+    A token is a word; in Chinese, Japanese, Korean, Thai and the like a letter, as for CMRC, DRCD and KorQuAD.
+    """
     return max((_token_f1(prediction, answer) for answer in answers), default=0.0)
 
 
 def _token_f1(prediction: str, answer: str) -> float:
-    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    predicted, wanted = _tokens(prediction), _tokens(answer)
     if not predicted or not wanted:
         return float(predicted == wanted)
     common = (Counter(predicted) & Counter(wanted)).total()
     return 2 * common / (len(predicted) + len(wanted))
+
+
+def _tokens(text: str) -> list[str]:
+    return answer_tokens(normalize_answer(text))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from optimsyn.data.forms import form_of
+from optimsyn.data.language.segment import has_unspaced
 from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import STOP_WORDS, normalized, words_of
 
@@ -160,7 +161,9 @@ def _features(words: list[str]) -> frozenset[str]:
 
 
 def _numbers(words: list[str]) -> Counter[str]:
-    return Counter(word for word in words if _NUMBER.search(word))
+    # Between letters of a script without spaces an abbreviation tells as much apart as a number (维生素A, 维生素C).
+    unspaced = sum(map(has_unspaced, words)) > len(words) / 2
+    return Counter(word for word in words if _NUMBER.search(word) or (unspaced and word.isascii()))
 
 
 def _content(words: list[str]) -> tuple[str, ...] | None:

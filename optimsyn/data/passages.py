@@ -10,6 +10,8 @@ from optimsyn.data.records import Document, Passage
 from optimsyn.data.text import word_count
 from optimsyn.recipe.recipe import Documents
 
+_PUNCTUATION = str.maketrans("。．！？；，、：।॥۔؟؛،។၊။", "..!?;,,:...?;,.,.")
+
 
 def split_passages(documents: Sequence[Document], config: Documents) -> tuple[list[Passage], list[Loss]]:
     """Cuts every document at paragraphs and sentences into passages of similar length.
@@ -58,7 +60,9 @@ def passage_spans(text: str, longest: int) -> list[tuple[int, int]]:
     count = -(-words // longest)
     size = min(longest, -(-words * 11 // (count * 10)))
     # With offsets=True the second part of the result is the list of (start, end).
-    offsets = cast("list[tuple[int, int]]", chunk(text, size, word_count, memoize=False, offsets=True)[1])
+    # semchunk cuts at the punctuation of Latin scripts; each sign stands for one of another, so the offsets stay.
+    plain = text.translate(_PUNCTUATION)
+    offsets = cast("list[tuple[int, int]]", chunk(plain, size, word_count, memoize=False, offsets=True)[1])
     return _joined(text, offsets, longest)
 
 

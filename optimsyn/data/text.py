@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
+from collections import Counter
 
-_SPACES = re.compile(r"\s+")
-_WORDS = re.compile(r"\w+", re.UNICODE)
+import regex
+
+from optimsyn.data.language.segment import BIDI_CONTROLS, UNSPACED, normalized, word_count, words_in, words_of
+
+__all__ = [
+    "BIDI_CONTROLS",
+    "FUNCTION_WORDS",
+    "STOP_WORDS",
+    "as_written",
+    "control_token",
+    "encodable",
+    "is_quoted",
+    "normalized",
+    "stem",
+    "word_count",
+    "words_of",
+]
 # English words that carry no content of a question.
 STOP_WORDS = frozenset(
     (
@@ -26,23 +41,20 @@ FUNCTION_WORDS = frozenset(
     where while why how because until unless since although though however therefore thus hence whether per via other
     another same own few several were's did't don't""".split()
 )
-# A longer run without spaces is no single word (a Chinese sentence, a table rule, a base64 blob) and counts as several,
-# so that passages stay short.
-_LONGEST_WORD = 24
-_CHARS_A_WORD = 6
 # Control tokens of language models, which no person writes into an answer.
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:pad|eos|bos|unk|mask)>|<(?:start|end)_of_(?:turn|image|text)>"
     r"|<unused\d+>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
     r"|</?(?:think|tool_call|tool_response)>|\[(?:CLS|SEP|PAD|MASK|UNK)\]"
 )
-# Invisible marks for the direction of writing.
-BIDI_CONTROLS = tuple(map(ord, "\u061c\u200e\u200f")) + tuple(range(0x202A, 0x202F)) + tuple(range(0x2066, 0x206A))
-_UNMARKED = dict.fromkeys(BIDI_CONTROLS)
 _LEFT_OUT = re.compile(r"\[?(?:\.\s?\.\s?\.|…)\]?")
 # Words of a quote that may differ: a slip in a short one, one in ten of a long one.
 _SLIPS = 0.1
 _SHORTEST_WITH_SLIP = 4
+# Pairs of equal words of a quote and a text: more of them are a text of one word, and comparing takes their number.
+_MOST_EQUAL = 400_000
+# Words beside which white space is free.
+_FREE = regex.compile(rf"[{UNSPACED}\p{{Hangul}}]")
 
 
 def encodable(text: str) -> bool:
@@ -58,16 +70,6 @@ def control_token(text: str) -> str | None:
     """The first control token of any family of language models in a text, or None."""
     match = _CONTROL_TOKEN.search(text)
     return None if match is None else match.group()
-
-
-def normalized(text: str) -> str:
-    """`text` for comparisons: Unicode NFKC, case folded, no direction marks, white space collapsed."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).translate(_UNMARKED).casefold()).strip()
-
-
-def words_of(text: str) -> list[str]:
-    """The words of the normalised text, without punctuation; digits are words."""
-    return _WORDS.findall(normalized(text))
 
 
 def is_quoted(quote: str, text: str) -> bool:
@@ -96,8 +98,12 @@ def as_written(quote: str, text: str) -> str:
         >>> as_written("the rate | 1899 | 7.1", "The rate | 1899 |\n| 7.1 |")
         'The rate | 1899 |\n| 7.1'
     """
-    words = _WORDS.findall(quote)
-    stretch = re.search(r"\W+".join(map(re.escape, words)), text, re.IGNORECASE) if words else None
+    words = words_in(quote)
+    parts = [regex.escape(word) for word in words]
+    for place in range(len(words) - 1, 0, -1):
+        free = any(_FREE.match(word) for word in words[place - 1 : place + 1])
+        parts.insert(place, r"\W*" if free else r"\W+")
+    stretch = regex.search("".join(parts), text, regex.IGNORECASE) if words else None
     if stretch is None:
         return quote
     # The full stop of a whole sentence belongs to it.
@@ -109,6 +115,9 @@ def _nearly_in(words: list[str], source: list[str]) -> bool:
     """Whether some stretch of the source has these words in this order, but for a few."""
     if len(words) > len(source):
         return False
+    counts = Counter(source)
+    if sum(counts[word] for word in words) > _MOST_EQUAL:
+        return False
     allowed = max(int(_SLIPS * len(words)), int(len(words) > _SHORTEST_WITH_SLIP))
     longest = difflib.SequenceMatcher(None, words, source, autojunk=False).find_longest_match()
     if not longest.size:
@@ -117,11 +126,6 @@ def _nearly_in(words: list[str], source: list[str]) -> bool:
     stretch = source[max(0, start - allowed) : start + len(words) + allowed]
     matches = difflib.SequenceMatcher(None, words, stretch, autojunk=False).get_matching_blocks()
     return sum(block.size for block in matches) >= len(words) - allowed
-
-
-def word_count(text: str) -> int:
-    """Words by white space; longer unbroken runs count one word per six characters."""
-    return sum(1 if len(w) <= _LONGEST_WORD else -(-len(w) // _CHARS_A_WORD) for w in text.split())
 
 
 def stem(word: str) -> str:

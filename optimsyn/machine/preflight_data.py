@@ -10,6 +10,8 @@ from optimsyn.data.files.rows import sampled, shortened
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.passages import split_passages
 from optimsyn.data.splits import passage_notes, passage_parts
+from optimsyn.data.text import word_count
+from optimsyn.programs.language_checks import language_notes
 
 if TYPE_CHECKING:
     from optimsyn.data.questions import QuestionSets
@@ -38,6 +40,7 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
         )
         return passages
     _check_injections(recipe, passages, preflight)
+    preflight.warnings += [f"checks: {note}" for note in language_notes(passages, recipe.checks.disabled)]
     parts = passage_parts(recipe, len(passages))
     if parts is None:
         preflight.warnings += [f"synthesis.passages: {note}" for note in passage_notes(recipe, len(passages))]
@@ -117,4 +120,4 @@ def _token_bounds(question: Question) -> tuple[int, int, int]:
     context, text = split_context(sample.prompt)
     text += sample.completion
     likely = round(len(text) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
-    return len(text.split()), likely, round((len(context) + len(text)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS
+    return word_count(text), likely, round((len(context) + len(text)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS

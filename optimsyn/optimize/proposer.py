@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.data.forms import form_named
+from optimsyn.data.text import word_count
 from optimsyn.reward.judgements import Judgement
 
 # Sentences in one candidate at most: the rubric model may be small and its context short.
@@ -42,6 +43,9 @@ CURES = {
     "copied_passage": "Ask for the fact in new words rather than a sentence copied from the text.",
     "answered_by_itself": "The question must not contain its own answer.",
     "mentions_document": "The question must make sense without the text and name its subject in full.",
+    "whole_question": "Ask one whole question in plain grammar.",
+    "whole_answer": "Give a whole answer that is not cut off.",
+    "stands_alone": "Name the subject, so that the question can be answered without the text.",
     "choices_well_formed": "The choices must be distinct, alike in form, and only one of them right.",
     "reason_well_formed": "The reason must be one short sentence that says more than the statement.",
     "reason_grounded": "The reason must be a fact of the text, in its own words.",
@@ -226,7 +230,7 @@ def _on_criteria(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> 
 def _on_length(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
     """Whether the shorter or the longer half of the answers earned more."""
     sized = sorted(
-        (len(row.pair.answer.split()), advantage[row.key])
+        (word_count(row.pair.answer), advantage[row.key])
         for row in valid
         if row.pair is not None and form_named(row.kind).free_length
     )

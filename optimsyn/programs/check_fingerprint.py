@@ -19,7 +19,15 @@ BUILT_IN = (
     "optimsyn.data.forms.free",
     "optimsyn.data.forms.multiple_choice",
     "optimsyn.data.forms.true_false",
+    "optimsyn.data.language.detect",
+    "optimsyn.data.language.endings",
+    "optimsyn.data.language.english",
+    "optimsyn.data.language.grounding",
+    "optimsyn.data.language.known",
+    "optimsyn.data.language.segment",
+    "optimsyn.data.language.whole",
     "optimsyn.data.text",
+    "optimsyn.programs.language_checks",
 )
 
 

@@ -2,16 +2,20 @@
 
 A check gets a pair and its context and returns None, or the reason why the pair fails. All of them run, so that all
 faults of a pair are known. They are cheap and deliberately one-sided: what they refuse is bad, what passes need not be
-good. Word lists are English; for other languages those parts of a check refuse nothing.
+good. The language of a passage decides which parts of a check run; `optimsyn.programs.language_checks` says which
+languages they know.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import regex
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS, FORMS, call_problem
@@ -20,24 +24,28 @@ from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
 from optimsyn.data.forms import FormCheck, QuestionForm, form_named, form_of
 from optimsyn.data.forms.multiple_choice import VERDICTS
+from optimsyn.data.language.grounding import Source, source_of
+from optimsyn.data.language.known import pattern
+from optimsyn.data.language.segment import UNSPACED, has_unspaced
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
+from optimsyn.programs import language_checks
 from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of, form_parts
 from optimsyn.recipe.sections.synthesis import Checks
 
-_QUESTION_WORDS = frozenset(
-    "how much many long far old large when where who which what why year percentage share".split()
-)
+_QUESTION_WORDS = language_checks.ENGLISH_QUESTION_WORDS
 _SOURCE_NOUNS = "passage text document article excerpt paragraph sentence snippet author authors"
 _MENTION = re.compile(
     rf"\b(?:(?:the|this|that|above|given|following|provided)\s+(?:\w+\s+)?|in\s+)(?P<noun>{'|'.join(_SOURCE_NOUNS.split())})\b",
     re.IGNORECASE,
 )
+_NAMED_AUTHORS = re.compile(r"(?:the |this |that )?(?:[A-Z]\w+ authors?\b|authors? of (?:the )?(?:\w+ )?[A-Z])")
 _CUT_AT = frozenset("the a an and or but whose because its their his her very".split())
 _TIME_WORD = re.compile(
     r"\d|\b(?:january|february|march|april|may|june|july|august|september|october|november|december|century|spring|"
     r"summer|autumn|fall|winter|day|week|month|year|after|before|during|when|upon|while|until|since|morning|night|end|"
-    r"beginning|birth|death|reign|war|age|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
+    r"beginning|birth|death|reign|war|age|hours?|minutes?|"
+    r"seconds?|if|once|as soon as|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
     re.IGNORECASE,
 )
 _NUMBER_WORD = re.compile(
@@ -45,6 +53,8 @@ _NUMBER_WORD = re.compile(
     r"millions?|billions?|dozens?|half|third|quarter|few|several|many|most|all|some|once|twice|double|triple)\b",
     re.IGNORECASE,
 )
+_NO_EDGE = regex.compile(rf"[{UNSPACED}]")
+_OWNED = re.compile(r"(?<=\w)['’]s\b")
 _LONGEST_QUESTION = 60
 _LONGEST_ANSWER = 100
 _SHARE_IN_PASSAGE = 0.7
@@ -74,6 +84,16 @@ class CheckContext:
         if self._source_words is None:
             self._source_words = frozenset(map(stem, words_of(f"{self.passage.title} {self.passage.text}")))
         return self._source_words
+
+    @property
+    def source(self) -> Source:
+        """The passage and its title, to ask which words come from them, in any language."""
+        return source_of(self.passage.title, self.passage.text)
+
+    @property
+    def language(self) -> str:
+        """The passage's language, as an ISO 639-1 code; "" for a text without letters."""
+        return self.source.language
 
 
 class Check(Protocol):
@@ -116,9 +136,9 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
         if (token := control_token(text)) is not None:
             return f"it holds {token}, a control token of language models"
     words = words_of(pair.question)
-    if not re.search(r"[?？؟:.。…]\W*$", pair.question):
+    if not re.search(r"[?？؟:.。…;՞፧।၊။៕]\W*$", pair.question) and not has_unspaced(pair.question):
         return "the question does not end like one"
-    if pair.question.rstrip().endswith("?") and words and words[-1] in _CUT_AT:
+    if context.language == "en" and pair.question.rstrip().endswith("?") and words and words[-1] in _CUT_AT:
         return f"the question is cut off after {words[-1]!r}"
     if re.search(r"[,;:(\-–]\s*\?$", pair.question):
         return "the question is cut off"
@@ -128,7 +148,7 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
 def check_length(pair: Pair, context: CheckContext) -> str | None:
     """Neither too short to ask anything nor a lecture."""
     question, answer = word_count(pair.question), word_count(pair.answer)
-    if len(words_of(pair.question)) < 4 and len(pair.question) < 12:
+    if len(pair.question) < 12 and language_checks.question_size(pair.question) < 4:
         return f"a question of {question} words asks too little"
     if question > _LONGEST_QUESTION:
         return f"the question has {question} words, more than {_LONGEST_QUESTION}"
@@ -142,7 +162,10 @@ def check_copied_passage(pair: Pair, context: CheckContext) -> str | None:
     source = words_of(context.passage.text)
     question, answer = words_of(pair.question), words_of(pair.answer)
     # A sentence turned into a question starts with a question word, so only a shared start is a copy.
-    if len(question) >= 4 and _shared_start(question, source) >= 0.8 * len(question):
+    # Other languages put the question word where the answer was, so that only a question without one is a copy.
+    asks = pattern(context.language, "asks") if context.language != "en" else None
+    asked = asks is not None and asks.search(normalized(pair.question)) is not None
+    if len(question) >= 4 and not asked and _shared_start(question, source) >= 0.8 * len(question):
         return "the question is copied from the passage"
     if len(answer) > 20 and len(answer) >= 0.5 * len(source):
         return "the answer copies most of the passage"
@@ -153,6 +176,8 @@ def check_answered_by_itself(pair: Pair, context: CheckContext) -> str | None:
     """The question does not hold its own answer."""
     if form_of(pair).is_verdict(pair):
         return None
+    if context.language != "en":
+        return language_checks.answered_by_itself(pair, context)
     answer, question = _content(pair.answer), set(map(stem, words_of(pair.question)))
     if answer and all(stem(word) in question for word in answer):
         return f"the question already says {pair.answer!r}"
@@ -164,10 +189,14 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
 
     A noun that the passage itself uses (a contract's "this document") is the subject, not the source.
     """
+    if context.language != "en":
+        return language_checks.mentions_document(pair, context)
     source = set(words_of(context.passage.text))
     for text in (pair.question, pair.answer):
         for match in _MENTION.finditer(text):
-            if match["noun"].lower() not in source:
+            # The authors of a study that is named are its subject.
+            named = match["noun"].lower().startswith("author") and _NAMED_AUTHORS.match(text, match.start())
+            if match["noun"].lower() not in source and not named:
                 return f"it speaks of {match.group()!r}"
     return None
 
@@ -180,6 +209,8 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     source_words = context.source_words
     if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
         return "the quote is not in the passage"
+    if context.language != "en":
+        return language_checks.grounded(pair, context)
     if not form_of(pair).is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
         strange = [word for word in answer if stem(word) not in source_words]
@@ -201,10 +232,12 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
 
 
 def check_answer_fits_question(pair: Pair, context: CheckContext) -> str | None:
-    """A question for a time, a number or a person has an answer of that sort (English only)."""
+    """A question for a time, a number or a person has an answer of that sort (in the languages with lists of words)."""
     start = normalized(pair.question)
     if form_of(pair).is_verdict(pair):
         return None
+    if context.language != "en":
+        return language_checks.answer_fits_question(pair, context)
     if normalized(pair.answer) in VERDICTS:
         verdict_asked = re.match(r"(?:who|what|when|where|which|why|how|in (?:what|which))\b", start)
         return "yes or no does not answer an open question" if verdict_asked else None
@@ -257,7 +290,11 @@ def check_unsafe(pair: Pair, context: CheckContext) -> str | None:
     """None of the recipe's unsafe words (whole words or phrases, any case)."""
     text = normalized(" \n ".join(pair.texts))
     for word in context.unsafe_words:
-        if re.search(rf"(?<!\w){re.escape(normalized(word))}(?!\w)", text):
+        plain = normalized(word)
+        # Scripts without spaces have no edges of words, and particles follow a Korean one.
+        before = "" if _NO_EDGE.match(plain) else r"(?<!\w)"
+        behind = "" if _NO_EDGE.match(plain[-1:]) or "\uac00" <= plain[-1:] <= "\ud7a3" else r"(?!\w)"
+        if regex.search(f"{before}{regex.escape(plain)}{behind}", text):
             return f"it holds the unsafe word {word!r}"
     return None
 
@@ -283,6 +320,9 @@ BUILT_IN: dict[str, Check] = {
     "copied_passage": check_copied_passage,
     "answered_by_itself": check_answered_by_itself,
     "mentions_document": check_mentions_document,
+    "whole_question": language_checks.check_whole_question,
+    "whole_answer": language_checks.check_whole_answer,
+    "stands_alone": language_checks.check_stands_alone,
     **_checks_of(FORMS.built_in),
     "grounded": check_grounded,
     "answer_fits_question": check_answer_fits_question,
@@ -439,26 +479,26 @@ class Checker:
 
 
 def _content(text: str) -> list[str]:
-    return [word for word in words_of(text) if word not in FUNCTION_WORDS]
+    return [word for word in words_of(_OWNED.sub("", text)) if word not in FUNCTION_WORDS]
 
 
 def _loops(words: Sequence[str]) -> bool:
     """The same word three times running, or the same three words three times."""
-    if any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False) if not a.isdigit()):
+    # A letter of Chinese or Thai is no word.
+    spaced = [word for word in words if not _NO_EDGE.match(word)]
+    if any(a == b == c for a, b, c in zip(spaced, spaced[1:], spaced[2:], strict=False) if not a.isdigit()):
         return True
-    runs = list(zip(words, words[1:], words[2:], strict=False))
-    return any(runs.count(run) >= 3 for run in set(runs))
+    return any(count >= 3 for count in Counter(zip(spaced, spaced[1:], spaced[2:], strict=False)).values())
 
 
 def _shared_start(words: Sequence[str], source: Sequence[str]) -> int:
     """How many of the first words occur in the source as one run."""
-    best = 0
-    for start in range(len(source)):
-        length = 0
-        while length < len(words) and start + length < len(source) and words[length] == source[start + length]:
-            length += 1
-        best = max(best, length)
-    return best
+    text = f" {' '.join(source)} "
+    least, most = 0, len(words)
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if f" {' '.join(words[:middle])} " in text else (least, middle - 1)
+    return least
 
 
 def _contains(words: Sequence[str], run: Sequence[str]) -> bool:

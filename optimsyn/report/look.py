@@ -20,6 +20,7 @@ from optimsyn.base.terminal.labels import method_label, metric_label, variant_la
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text, shown
 from optimsyn.data.records import Pair, Passage, Question
+from optimsyn.data.text import word_count
 from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.optimize.history import read_history
 from optimsyn.report import stage_plots
@@ -54,7 +55,7 @@ def questions(run: Run, count: int = 3) -> Table:
 
 def prepare_picture(run: Run) -> Picture:
     """Lengths of the passages, and rows lost."""
-    words = [len(passage.text.split()) for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)]
+    words = [word_count(passage.text) for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)]
     lost = Counter(row["reason"] for row in iter_json(run.path("prepare", "lost.jsonl")))
     return stage_plots.passages_figure(words, dict(lost.most_common()), longest=run.recipe.documents.passage_words)
 

@@ -17,6 +17,8 @@ from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_other_questions, load_questions
 from optimsyn.data.splits import passage_notes
+from optimsyn.data.text import word_count
+from optimsyn.programs.language_checks import language_notes
 from optimsyn.reward.permuted import permuted
 from optimsyn.runs.reader_changes import READERS_NOTE, reopen_if_readers_changed
 from optimsyn.runs.results.built_in import NAMED, PrepareResult, Skipped
@@ -64,6 +66,7 @@ def run(run: Run) -> PrepareResult:
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
         write_jsonl(run.path("prepare", "test.jsonl"), test)
         notes += passage_notes(recipe, len(passages))
+        notes += language_notes(passages, recipe.checks.disabled)
         lost = [*document_set.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
         if recipe.reward.source in ("permuted", "other"):
             asked, lost_others, said = _reward_questions(run, validation)
@@ -71,7 +74,7 @@ def run(run: Run) -> PrepareResult:
             lost += lost_others
             notes.append(said)
         write_jsonl(run.path("prepare", "lost.jsonl"), lost)
-        words = sorted(len(passage.text.split()) for passage in passages)
+        words = sorted(word_count(passage.text) for passage in passages)
         result = PrepareResult(
             documents=len(documents),
             groups=len({document.group for document in documents}),

@@ -10,6 +10,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.data.answer_metrics import exact_match, token_f1
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import accepted_answers
+from optimsyn.data.language.grounding import Source
 from optimsyn.data.records import Pair, Passage, Question
 
 
@@ -107,6 +108,14 @@ class Looked(Protocol):
     @property
     def source_words(self) -> frozenset[str]:
         """Stems of all words of the passage and its title."""
+
+    @property
+    def language(self) -> str:
+        """The passage's language, as an ISO 639-1 code."""
+
+    @property
+    def source(self) -> Source:
+        """The passage and its title, to ask which words come from them, in any language."""
 
 
 FormCheck = Callable[[Pair, Looked], str | None]

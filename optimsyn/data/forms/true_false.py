@@ -14,6 +14,7 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import written
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
+from optimsyn.data.language.grounding import Source, strange_share
 from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import STOP_WORDS, stem, word_count, words_of
 
@@ -59,6 +60,15 @@ def check_reason_grounded(pair: Pair, context: Looked) -> str | None:
     reason = [word for word in words_of(_reason(pair)) if word not in STOP_WORDS and word not in _VERDICTS]
     statement = set(map(stem, words_of(pair.question)))
     strange = [word for word in reason if stem(word) not in context.source_words and stem(word) not in statement]
+    if context.language != "en":
+        # Other languages have endings, particles and scripts without words; what the statement says counts too.
+        asked = Source(pair.question, context.language)
+        units = [unit for unit in context.source.content(_reason(pair)) if unit.known or not asked.has(unit)]
+        strange = [unit.text for unit in units if unit.strict and not unit.known]
+        if not strange and any(unit.known for unit in units) and strange_share(units) <= 1 - _SHARE_IN_PASSAGE:
+            return None
+        strange = strange or [unit.text for unit in units if not unit.known]
+        return f"the reason's {', '.join(strange[:3])} does not come from the passage"
     figures = [word for word in strange if word[0].isdigit()]
     if figures:
         return f"the passage does not give the reason's figure {figures[0]}"

@@ -16,9 +16,15 @@ _SOME = rf"(?P<count>{'|'.join(_NUMBERS)}|[2-6])"
 _OPTIONS = r"(?:options?|choices|alternatives)"
 _COUNTED = re.compile(rf"\b{_SOME}[ -](?:\w+ )?{_OPTIONS}\b", re.IGNORECASE)
 _CHOICE = re.compile(
-    rf"\bmultiple[ -]choice\b|\bdistractors?\b|\b(?:wrong|answer|plausible|tempting) {_OPTIONS}\b", re.IGNORECASE
+    rf"\bmultiple[ -]choice\b|객관식|선다형|选择题|選擇題|多肢選択|択一|ปรนัย|اختيار من متعدد|"
+    rf"\bdistractors?\b|\b(?:wrong|answer|plausible|tempting) {_OPTIONS}\b",
+    re.IGNORECASE,
 )
-_TRUE_FALSE = re.compile(r"\btrue(?: or |[/-])false\b", re.IGNORECASE)
+_TRUE_FALSE = re.compile(
+    r"\btrue(?: or |[/-])false\b|\b(?:wahr|richtig)(?: oder |/)falsch\b|참[/ ]?거짓|OX ?문제|判断题|是非題|"
+    r"正誤(?:問題)?|ถูกหรือผิด|صح أم خطأ",
+    re.IGNORECASE,
+)
 _YES_NO = re.compile(r"\byes(?:,? or |, |[/-])no\b", re.IGNORECASE)
 _MAYBE = re.compile(r"\b(?:maybe|perhaps|uncertain|unclear)\b", re.IGNORECASE)
 
