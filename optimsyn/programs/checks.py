@@ -18,6 +18,7 @@ from optimsyn.base.extensions import CHECKS, FORMS, call_problem
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
+from optimsyn.data.figures import Printed
 from optimsyn.data.forms import FormCheck, QuestionForm, form_named, form_of
 from optimsyn.data.forms.multiple_choice import VERDICTS
 from optimsyn.data.records import Pair, Passage, Question
@@ -180,8 +181,14 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     source_words = context.source_words
     if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
         return "the quote is not in the passage"
+    printed = Printed.of(f"{context.passage.title}\n{context.passage.text}")
     if not form_of(pair).is_verdict(pair):
-        answer = _content(pair.answer) or words_of(pair.answer)
+        derived = form_of(pair).is_derived(pair)
+        figure = None if derived else printed.missing(pair.answer)
+        if figure is not None:
+            return f"the passage does not give the figure {pair.answer[figure.start : figure.end]}"
+        rest = printed.rest(pair.answer, derived=derived)
+        answer = _content(rest) or words_of(rest)
         strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:
@@ -189,7 +196,12 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
-    strange = [word for word in question if stem(word) not in source_words]
+    strange = [
+        word for word in _content(printed.rest(pair.question)) if word in question and stem(word) not in source_words
+    ]
+    figure = printed.missing(pair.question)
+    if figure is not None and not form_of(pair).is_verdict(pair):
+        return f"the passage does not give the question's figure {pair.question[figure.start : figure.end]}"
     figures = [word for word in strange if word[0].isdigit()]
     if figures and not form_of(pair).is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
@@ -240,7 +252,7 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
     question = words_of(pair.question)
     source = words_of(context.passage.text)
     of_form = form_of(pair).demonstration
-    for demo in DEMOS:
+    for demo in dict.fromkeys((*DEMOS, *form_of(pair).demos)):
         for demo_question in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
             words = words_of(demo_question)
             if question == words:
