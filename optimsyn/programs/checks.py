@@ -176,6 +176,7 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
 def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     """The content words of the answer come from the passage, its figures all do, and so does half of the question.
 
+    Figures are compared by value, scale and unit. Those of a form that derives figures have a check of their own.
     A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
     """
     source_words = context.source_words

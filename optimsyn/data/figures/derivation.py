@@ -182,8 +182,8 @@ class _Reader:
     def _is_count(self, node: ast.expr) -> bool:
         """Whether a divisor is made of small whole numbers, or of years: a number of items that are averaged."""
         names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
-        values = [self.figures[int(name[1:])].value for name in names if re.fullmatch(r"n\d+", name)]
-        return all(value in _CONSTANTS or (value.denominator == 1 and 1900 <= value <= 2100) for value in values)
+        figures = [self.figures[int(name[1:])] for name in names if re.fullmatch(r"n\d+", name)]
+        return all(not each.decimals and (each.value in _CONSTANTS or 1900 <= each.value <= 2100) for each in figures)
 
     def _constant(self, node: ast.expr) -> Fraction | None:
         """The value of an operand that need not be printed, or None."""
