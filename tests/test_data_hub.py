@@ -151,6 +151,14 @@ def test_finance_reads_the_layout_of_tat_qa(monkeypatch: pytest.MonkeyPatch) -> 
                         "question": f"What changed {i}?",
                         "answer": -12.6,
                         "answer_type": "arithmetic",
+                        "scale": "percent",
+                    },
+                    {
+                        "uid": f"{mark}{i}c",
+                        "question": f"What were the costs and wages {i}?",
+                        "answer": ["$ 5", "4.1"],
+                        "answer_type": "multi-span",
+                        "scale": "million",
                     },
                 ],
             }
@@ -161,9 +169,10 @@ def test_finance_reads_the_layout_of_tat_qa(monkeypatch: pytest.MonkeyPatch) -> 
     documents, sets = loaded("finance")
     assert len(documents) == 4
     assert documents[0].text.endswith("|  | 2019 |\n| Sales t0 | $ 5 |")
-    assert (len(sets.validation), len(sets.test)) == (8, 8)
+    assert (len(sets.validation), len(sets.test)) == (12, 12)
     first = {q.id: q for q in sets.validation}["t0b"]
-    assert (first.answer, first.subtask, first.group) == ("-12.6", "arithmetic", "t0")
+    assert (first.answer, first.subtask, first.group) == ("-12.6%", "arithmetic", "t0")
+    assert {q.id: q for q in sets.validation}["t0c"].details == {"spans": ["$ 5 million", "4.1 million"]}
     assert first.context is not None
     assert "| Sales t0 | $ 5 |" in first.context
 

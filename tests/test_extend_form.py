@@ -170,6 +170,62 @@ def test_true_or_false_goes_through_a_whole_run(recipe: Recipe, served: Service,
     assert f"true. {pair.details['reason']}" in page
 
 
+def ages() -> list[dict[str, Any]]:
+    """Figures that are printed and calculated ones, by turns."""
+    return [
+        {
+            "id": f"q{i}",
+            "question": f"How many years does the chronicle of {name} count twice over?",
+            "answer": 2 * (1200 + 37 * i),
+            "scale": "thousand" if i % 3 == 0 else "",
+            "derivation": f"{1200 + 37 * i} * 2" if i % 2 else "",
+            "group": name,
+        }
+        for i, name in enumerate(NAMES)
+    ]
+
+
+def doubles(number: int, request: dict[str, Any]) -> Answer:
+    """A service whose figures are printed or calculated, as it is asked; every fifth calculation is wrong."""
+    schema, text = json.dumps(request.get("response_format", {})), request["messages"][-1]["content"]
+    if "trainability" in schema or "word yes" in text:
+        return answer(number, request)
+    name, metal, year = re.findall(r"The city of (\w+) mined (\w+) since (\d+)", text)[-1]
+    asked = f"Since when did the city of {name} mine {metal}?"
+    if "leave this empty" in request["messages"][0]["content"]:
+        return said(json.dumps({"quote": "", "question": asked, "derivation": "", "answer": year}))
+    doubled = 2 * int(year) + (number % 5 == 0)
+    reply = {"quote": "", "question": asked, "derivation": f"{year} + {year} = {doubled}", "answer": f"{doubled} years"}
+    return said(json.dumps(reply))
+
+
+@pytest.mark.slow
+def test_figures_go_through_a_whole_run(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    served.answer = doubles
+    run = run_through(asked_by(tmp_path, recipe, "figure", ages()), tmp_path)
+
+    validation = [Question.model_validate(row) for row in rows_of(run, "prepare", "validation.jsonl")]
+    assert {question.kind for question in validation} == {"figure"}
+    judged = rows_of(run, "synthesize", "static.candidates.jsonl")
+    pairs = [row["pair"] for row in judged if row["valid"]]
+    assert pairs
+    for pair in pairs:
+        derivation = pair.get("details", {}).get("derivation")
+        if derivation:
+            one, other = derivation.split(" + ")
+            assert pair["answer"] == f"{int(one) + int(other)} years"
+    wrong = [row for row in judged if "figure_derived" in row["failed"]]
+    assert all("the derivation gives" in row["reasons"]["figure_derived"] for row in wrong)
+    (sample, *_) = rows_of(run, "dataset", "train.jsonl")
+    chosen = next(iter(run.dataset))
+    assert sample["messages"][-1]["content"] == " = ".join(
+        filter(None, [chosen.answer, chosen.details.get("derivation")])
+    )
+    rows = rows_of(run, "evaluate", "target.jsonl")
+    assert all(row["kind"] == "figure" and "right_number" in row["metrics"] for row in rows)
+    assert "right number" in run.path("report.html").read_text(encoding="utf-8")
+
+
 def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: Path, package: str) -> None:
     first = form_named(package)
     assert form_named(package) is first

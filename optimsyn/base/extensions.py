@@ -365,7 +365,7 @@ PROMPT_OPTIMIZERS: Registry[Any] = Registry(
 )
 POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo", "expert", "dpo"])
 GENERATORS: Registry[Any] = Registry("generator", "models.generator.plugin")
-FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false"])
+FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false", "figure"])
 STAGES: Registry[Any] = Registry("stage", "stages", _STAGES.split())
 READERS: Registry[Any] = Registry("reader", "documents.readers")
 

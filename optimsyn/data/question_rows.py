@@ -61,6 +61,9 @@ def question_of(
         question: Text.
         answer: The gold answer; for multiple choice the option's text, its letter, or (as a number) its index. Numbers
             are written out and true/false become yes/no.
+        scale: `thousand`, `million`, `billion` or `percent`, for an answer that is a bare figure.
+        spans: The items of an answer that has several, all of which count, as a list; or `answer` is that list and
+            `answer_type` is `multi-span`, as in TAT-QA.
         answers: Further accepted answers, as a list (in CSV as JSON), or as `{"text": [...]}` as in SQuAD.
         choices: Options, as a list (in CSV as JSON), or as `{"label": [...], "text": [...]}` as in ARC.
         answer_index, label: The gold option by index from 0, or by letter.

@@ -49,6 +49,8 @@ CURES = {
     "choices_well_formed": "The choices must be distinct, alike in form, and only one of them right.",
     "reason_well_formed": "The reason must be one short sentence that says more than the statement.",
     "reason_grounded": "The reason must be a fact of the text, in its own words.",
+    "figure_well_formed": "The answer must be one figure with its unit and nothing else.",
+    "figure_derived": "The calculation must use figures as the text prints them and must give exactly the answer.",
     "grounded": "The answer must be stated in the text, in its own words.",
     "answer_fits_question": "The answer must be of the kind that the question asks for.",
     "near_duplicate_question": "Ask about a detail that is seldom asked about.",

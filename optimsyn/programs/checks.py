@@ -22,6 +22,7 @@ from optimsyn.base.extensions import CHECKS, FORMS, call_problem
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
+from optimsyn.data.figures import Printed
 from optimsyn.data.forms import FormCheck, QuestionForm, form_named, form_of
 from optimsyn.data.forms.multiple_choice import VERDICTS
 from optimsyn.data.language.grounding import Source, source_of
@@ -204,6 +205,7 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
 def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     """The content words of the answer come from the passage, its figures all do, and so does half of the question.
 
+    Figures are compared by value, scale and unit. Those of a form that derives figures have a check of their own.
     A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
     """
     source_words = context.source_words
@@ -211,8 +213,14 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
         return "the quote is not in the passage"
     if context.language != "en":
         return language_checks.grounded(pair, context)
+    printed = Printed.of(f"{context.passage.title}\n{context.passage.text}")
     if not form_of(pair).is_verdict(pair):
-        answer = _content(pair.answer) or words_of(pair.answer)
+        derived = form_of(pair).is_derived(pair)
+        figure = None if derived else printed.missing(pair.answer)
+        if figure is not None:
+            return f"the passage does not give the figure {pair.answer[figure.start : figure.end]}"
+        rest = printed.rest(pair.answer, derived=derived)
+        answer = _content(rest) or words_of(rest)
         strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:
@@ -220,7 +228,12 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
-    strange = [word for word in question if stem(word) not in source_words]
+    strange = [
+        word for word in _content(printed.rest(pair.question)) if word in question and stem(word) not in source_words
+    ]
+    figure = printed.missing(pair.question)
+    if figure is not None and not form_of(pair).is_verdict(pair):
+        return f"the passage does not give the question's figure {pair.question[figure.start : figure.end]}"
     figures = [word for word in strange if word[0].isdigit()]
     if figures and not form_of(pair).is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
@@ -273,7 +286,7 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
     question = words_of(pair.question)
     source = words_of(context.passage.text)
     of_form = form_of(pair).demonstration
-    for demo in DEMOS:
+    for demo in dict.fromkeys((*DEMOS, *form_of(pair).demos)):
         for demo_question in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
             words = words_of(demo_question)
             if question == words:

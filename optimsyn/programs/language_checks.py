@@ -112,7 +112,8 @@ def check_stands_alone(pair: Pair, context: Looked) -> str | None:
 def grounded(pair: Pair, context: Looked) -> str | None:
     """`grounded` for passages in other languages than English."""
     language, source = context.language, context.source
-    if not form_of(pair).is_verdict(pair):
+    # A calculated figure has a check of its own.
+    if not (form_of(pair).is_verdict(pair) or form_of(pair).is_derived(pair)):
         units = source.content(pair.answer) or [_whole(pair.answer, context)]
         # An answer may end with the verb of its question.
         asked = Source(pair.question, language)

@@ -296,6 +296,7 @@ class Recipe(Shown, Whole):
             raw.pop("seeds")
         if not self.stages:
             raw.pop("stages")
+        _without_what_says_nothing(self.evaluation, raw["evaluation"], ("tolerance",))
         # Before the field existed, gradients of questions had length 1.
         _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":

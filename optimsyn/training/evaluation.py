@@ -74,7 +74,7 @@ def evaluate(
     Args:
         target: The target; its own adapter and training mode stay unchanged.
         questions: The held-back questions; at least one.
-        config: Batch size and longest decoded answer.
+        config: Batch size, longest decoded answer, tolerance of figures.
         adapter: Folder of the fine-tuned adapter to evaluate; None evaluates the base target, without adapter.
         tokens: Which tokens of an answer count, the recipe's `influence.tokens`; None uses the default.
         report: Called after each batch with the questions done and their total.
@@ -101,7 +101,8 @@ def evaluate(
             decode = form_of(jobs[batch[0]].question).decodes
             scores, texts = scorer.score(items, max_new_tokens=config.max_new_tokens if decode else 0)
             for position, index in enumerate(batch):
-                rows[index] = _row(jobs[index], scores[position], texts[position] if decode else "")
+                text = texts[position] if decode else ""
+                rows[index] = _row(jobs[index], scores[position], text, config.tolerance)
             if report is not None:
                 report(len(rows), len(questions))
     return [rows[index] for index in range(len(questions))]
@@ -170,11 +171,11 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
             yield indices[start : start + batch_size]
 
 
-def _row(job: _Job, scores: list[float], text: str) -> QuestionRow:
+def _row(job: _Job, scores: list[float], text: str, tolerance: float) -> QuestionRow:
     question = job.question
     # Candidates are compared per token, independent of the reduction of the loss.
     means = tuple(score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True))
-    marks = form_of(question).marks(question, Heard(text, means))
+    marks = form_of(question).marks(question, Heard(text, means, tolerance))
     row = QuestionRow(
         id=question.id,
         kind=question.kind,

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.values import kind_of
+from optimsyn.data.figures import parse
 
 _T = TypeVar("_T")
+_MULTI_SPAN = ("multi-span", "multi_span", "multispan")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
 class Faults:
@@ -76,3 +80,54 @@ def accepted_answers(values: Mapping[str, Any]) -> list[str]:
         else:
             cells.append(value)
     return [text for text in map(written, cells) if text]
+
+
+def needed_answers(values: Mapping[str, Any]) -> list[str]:
+    """The items of a row's answer that has several, all of which count; empty for a row with one answer.
+
+    They are the list `spans`, or the list `answer` where `answer_type` is multi-span, as in TAT-QA.
+    """
+    field = "spans" if values.get("spans") not in (None, "", [], ()) else "answer"
+    if field == "answer":
+        kind = values.get("answer_type")
+        answer = values.get("answer")
+        listed = isinstance(answer, list | tuple) or (isinstance(answer, str) and answer.strip().startswith("["))
+        if not (isinstance(kind, str) and kind.strip().lower() in _MULTI_SPAN and listed):
+            return []
+    spans = [text for text in map(written, list_cell(values[field], field)) if text]
+    if not spans:
+        raise DataError(f"`{field}` has no text; give the items of the answer, or remove the row")
+    return spans if len(spans) > 1 or field == "spans" else []
+
+
+def with_scale(answer: str, values: Mapping[str, Any]) -> str:
+    """An answer with the row's `scale` written out: `1,452.4` in `million` is `1,452.4 million`, `percent` a sign.
+
+    Only an answer of one figure takes it. One that says the same scale stays as it is.
+
+    Raises:
+        DataError: The scale is unknown, or the answer says another one.
+    """
+    scale = written(values.get("scale")).lower().removesuffix("s")
+    if scale in ("", "none", "1"):
+        return answer
+    percent = scale in ("percent", "%")
+    if not percent and scale not in _SCALES:
+        hint = did_you_mean(scale, [*_SCALES, "percent"], f"known: {', '.join(_SCALES)}, percent", cutoff=0.6)
+        raise DataError(f"`scale` is {values['scale']!r}, which is no scale of figures; {hint}, or leave it empty")
+    figures = parse(answer)
+    if len(figures) != 1:
+        return answer
+    (figure,) = figures
+    if (percent and figure.percent) or (not percent and figure.power == _SCALES[scale]):
+        return answer
+    if figure.power or figure.percent or (percent and figure.unit):
+        raise DataError(f"answer {answer!r} says another scale than `scale`, {scale!r}; make them agree")
+    shown = answer[figure.start : figure.end]
+    last = (
+        max(place for place, char in enumerate(shown) if char.isnumeric() or char == ")")
+        if any(map(str.isnumeric, shown))
+        else len(shown) - 1
+    )
+    place = figure.start + last + 1
+    return f"{answer[:place]}{'%' if percent else ' ' + scale}{answer[place:]}"

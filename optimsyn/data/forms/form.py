@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.answer_metrics import exact_match, token_f1
-from optimsyn.data.demonstrations import Demo
-from optimsyn.data.forms.cells import accepted_answers
+from optimsyn.data.answer_metrics import all_given, all_given_f1, exact_match, token_f1
+from optimsyn.data.demonstrations import DEMOS, Demo
+from optimsyn.data.forms.cells import accepted_answers, needed_answers, with_scale
 from optimsyn.data.language.grounding import Source
 from optimsyn.data.records import Pair, Passage, Question
 
@@ -70,10 +70,12 @@ class Heard:
     Attributes:
         text: Its answer, decoded greedily up to the end of the line; "" for a form that decodes nothing.
         means: Mean log-likelihood per token of each of the form's `candidates`, in nats.
+        tolerance: The recipe's `evaluation.tolerance` for figures, relative.
     """
 
     text: str
     means: tuple[float, ...]
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class QuestionForm(Protocol):
         columns: Columns of a question file that it reads beside those of all questions.
         decodes: Whether the evaluation decodes an answer of the target, which takes time.
         free_length: Whether the length of an answer is free, so that advice about it makes sense.
+        demos: The worked examples of its prompts.
         checks: The form's validity checks, by name: a function of a pair of this form and a `Looked` that returns None,
             or the reason why the pair fails. Its docstring appears in tables.
 
@@ -149,6 +152,7 @@ class QuestionForm(Protocol):
     columns: ClassVar[tuple[str, ...]] = ()
     decodes: ClassVar[bool] = True
     free_length: ClassVar[bool] = True
+    demos: ClassVar[tuple[Demo, ...]] = DEMOS
     checks: ClassVar[Mapping[str, FormCheck]] = {}
 
     def fitted(self, questions: Sequence[Question]) -> QuestionForm:
@@ -168,7 +172,10 @@ class QuestionForm(Protocol):
         Raises:
             DataError: The row has no usable answer; the message says why, without the place.
         """
-        answers = accepted_answers(values)
+        spans = [with_scale(span, values) for span in needed_answers(values)]
+        if spans:
+            return Gold("; ".join(spans), details={"spans": spans})
+        answers = [with_scale(answer, values) for answer in accepted_answers(values)]
         if not answers:
             raise DataError("has no answer; give it an `answer` or remove the row")
         return Gold(answers[0], tuple(dict.fromkeys(answers)))
@@ -217,6 +224,10 @@ class QuestionForm(Protocol):
         """Whether the answer is a verdict such as yes or no, without words from the passage."""
         return False
 
+    def is_derived(self, pair: Pair) -> bool:
+        """Whether the figures of the answer follow from others, which a check of the form verifies."""
+        return False
+
     def parts(self, item: Question | Pair) -> tuple[str, ...]:
         """The question, then the lines shown below it, such as options; for tables and to compare questions."""
         return (item.question, *(item.choices or ()))
@@ -236,6 +247,13 @@ class QuestionForm(Protocol):
 
     def marks(self, question: Question, heard: Heard) -> Marks:
         """Marks the target's response to a test question."""
-        accepted = question.answers or (question.answer,)
-        matched = exact_match(heard.text, accepted)
-        return Marks(heard.text, matched, exact_match=matched, token_f1=token_f1(heard.text, accepted))
+        text, within = heard.text, heard.tolerance
+        spans = question.details.get("spans")
+        if isinstance(spans, list):
+            needed = list(map(str, spans))
+            matched, f1 = all_given(text, needed, tolerance=within), all_given_f1(text, needed, tolerance=within)
+        else:
+            accepted = question.answers or (question.answer,)
+            matched = exact_match(text, accepted, tolerance=within)
+            f1 = token_f1(text, accepted, tolerance=within)
+        return Marks(text, matched, exact_match=matched, token_f1=f1)

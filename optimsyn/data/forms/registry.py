@@ -11,6 +11,7 @@ from typing import Any
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import FORMS
 from optimsyn.base.source_identity import source_identity
+from optimsyn.data.forms.figure import FigureQuestion
 from optimsyn.data.forms.form import QuestionForm
 from optimsyn.data.forms.free import Free
 from optimsyn.data.forms.multiple_choice import MultipleChoice, has_options
@@ -54,7 +55,15 @@ def _of_read_row(kind: type) -> Any:
     return next((base for base in kind.__mro__ if "read_row" in vars(base)), kind)
 
 
-FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false": TrueFalse()}, _problem)
+FORMS.provide(
+    {
+        "free": Free(),
+        "multiple_choice": MultipleChoice(),
+        "true_false": TrueFalse(),
+        "figure": FigureQuestion(),
+    },
+    _problem,
+)
 
 
 @cache

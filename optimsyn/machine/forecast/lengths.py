@@ -97,7 +97,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     quote = max(1.0, sum(count_pair(sentence) for sentence in quotes) / max(1, len(quotes)))
 
     def demo_length(kind: str) -> float:
-        replies = [{**pair_prompts.demo_reply(demo, shape.form(kind)), "quote": ""} for demo in DEMOS]
+        replies = [{**pair_prompts.demo_reply(demo, shape.form(kind)), "quote": ""} for demo in shape.form(kind).demos]
         return sum(count_pair(json.dumps(reply)) for reply in replies) / len(replies)
 
     pair_reply = sum(share * demo_length(kind) for kind, share in kinds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from optimsyn.data.demonstrations import DEMOS, Demo
+from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms import QuestionForm
 from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Rubric
@@ -23,10 +23,10 @@ _VERDICTS = MultipleChoice(3, ("yes", "no", "maybe")).described()
 def writer_knows(form: QuestionForm) -> bool:
     """Whether the writer can write pairs of a form: a question with a free answer, with options, or yes, no and maybe.
 
-    For other keys or verdicts it ignores even worked examples.
+    It leaves out keys that need not be there. For other keys or verdicts it ignores even worked examples.
     """
     keys = form.reply_keys()
-    if {key.name for key in keys} != {"question", "answer"}:
+    if {key.name for key in keys if key.needed} != {"question", "answer"}:
         return type(form) is MultipleChoice
     return not any(key.options for key in keys) or form.described() == _VERDICTS
 
@@ -53,7 +53,7 @@ def base_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
         task += " The rubric says what kind."
     demos = "".join(
         f"{_ask(demo.passage, demo.rubric if with_rubric else None)}\n{_json(demo_reply(demo, form))}\n\n"
-        for demo in DEMOS
+        for demo in form.demos
     )
     return f"{task}\n\n{demos}{_ask(passage, rubric)}\n"
 
@@ -78,7 +78,7 @@ def chat_messages(form: QuestionForm, passage: str, rubric: Rubric | None, seed:
     )
     turns = [
         (_ask(demo.passage, demo.rubric if rubric is not None else None), _json(demo_reply(demo, form)))
-        for demo in DEMOS
+        for demo in form.demos
     ]
     return chat_turns(task, turns, _ask(passage, rubric))
 

@@ -73,7 +73,7 @@ SourceField = Annotated[Source, BeforeValidator(as_path)]
 _DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
 QUESTION_FIELDS = (
     *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
-    *("context", "document_id", "open_book", "group", "subtask"),
+    *("context", "document_id", "open_book", "group", "subtask", "scale", "spans", "answer_type"),
 )
 """Fields of a row of questions, whatever its form."""
 
@@ -163,8 +163,8 @@ class Questions(Section):
     test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
     form: Annotated[str | None, named(FORMS)] = Field(
         None,
-        description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
-        "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
+        description="Form of the questions: `free`, `multiple_choice`, `true_false`, `figure`, or one of your own, "
+        "registered or as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
     )
     show_form: bool = Field(
         True,

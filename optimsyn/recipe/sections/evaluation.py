@@ -21,5 +21,12 @@ class Evaluation(Section):
 
     max_new_tokens: int = Field(16, ge=1, description="Longest decoded answer, in tokens.")
     batch_size: int = Field(16, ge=1, description="Questions asked at once.")
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Largest difference of a figure from the gold one that still counts as right, as a share of the "
+        "larger one; 0: the same value.",
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
