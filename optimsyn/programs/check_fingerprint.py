@@ -15,10 +15,10 @@ BUILT_IN = (
     "optimsyn.programs.checks",
     "optimsyn.data.demonstrations",
     "optimsyn.data.duplicates",
-    "optimsyn.data.forms.form",
-    "optimsyn.data.forms.free",
-    "optimsyn.data.forms.multiple_choice",
-    "optimsyn.data.forms.true_false",
+    *(
+        f"optimsyn.data.forms.{name}"
+        for name in "code dialogue form free items lines long_answer multiple_choice reasoning true_false".split()
+    ),
     "optimsyn.data.text",
 )
 
