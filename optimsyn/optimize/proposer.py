@@ -50,6 +50,7 @@ CURES = {
     "items_well_formed": "Ask for two things or more, each of them named once.",
     "items_grounded": "Each item must be named in the text.",
     "code_well_formed": "The code must be complete and valid.",
+    "code_task_grounded": "The task must be about something that the text says.",
     "reasoning_well_formed": "The reasoning must be a few sentences that come to the answer.",
     "reasoning_grounded": "The reasoning must begin with facts of the text.",
     "dialogue_well_formed": "The dialogue must have several different questions, each with its answer.",

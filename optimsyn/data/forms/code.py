@@ -17,7 +17,7 @@ from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import written
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks
-from optimsyn.data.forms.lines import LinesForm, block, debris, text_of, texts_of
+from optimsyn.data.forms.lines import LinesForm, block, debris, text_of, texts_of, ungrounded
 from optimsyn.data.records import Pair, Question
 
 _FENCED = re.compile(
@@ -25,6 +25,14 @@ _FENCED = re.compile(
 )
 _TOKENS = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 20_000
+_SHARE_OF_QUESTION = 0.3
+# Words of a programming task, which say nothing about its subject.
+_TASK_WORDS = re.compile(
+    r"\b(?:write|implement|define|create|give[ns]?|says?|returns?|prints?|computes?|calculates?|converts?|stores?|holds?|"
+    r"python|json|toml|sql|functions?|methods?|class(?:es)?|scripts?|programs?|code|snippets?|dictionary|dict|lists?|"
+    r"constants?|variables?|quer(?:y|ies)|values?|whether)\b",
+    re.IGNORECASE,
+)
 _NAMES = {"py": "python", "python3": "python", "js": "javascript", "ts": "typescript", "sh": "bash", "shell": "bash"}
 _ANSWERS = {
     "When was Halley's Comet last seen?": (
@@ -67,6 +75,12 @@ def check_code_well_formed(pair: Pair, context: Looked) -> str | None:
     return None
 
 
+def check_code_task_grounded(pair: Pair, context: Looked) -> str | None:
+    """A third of the task's content words come from the passage; words such as function or Python do not count."""
+    task = _TASK_WORDS.sub(" ", pair.question)
+    return ungrounded("question", task, context, share=_SHARE_OF_QUESTION, figures=False)
+
+
 @dataclass(frozen=True)
 class Code(LinesForm):
     """A question whose answer is code, which the target learns in a fenced block.
@@ -80,7 +94,10 @@ class Code(LinesForm):
     label: ClassVar[str] = "code"
     columns: ClassVar[tuple[str, ...]] = ("language",)
     free_length: ClassVar[bool] = False
-    checks: ClassVar[Mapping[str, FormCheck]] = {"code_well_formed": check_code_well_formed}
+    checks: ClassVar[Mapping[str, FormCheck]] = {
+        "code_well_formed": check_code_well_formed,
+        "code_task_grounded": check_code_task_grounded,
+    }
     language: str = ""
 
     def fitted(self, questions: Sequence[Question]) -> Code:
@@ -141,11 +158,15 @@ class Code(LinesForm):
         return Content(reply["question"], code, details=_details(language))
 
     def checked(self, pair: Pair, check: str) -> Pair | None:
-        """Code is neither words of the passage nor of the question."""
-        if check in ("answered_by_itself", "answer_fits_question"):
+        """Code is neither words of the passage nor of the question; of `grounded` the quote is left."""
+        if check in ("answered_by_itself", "answer_fits_question") or (check == "grounded" and not pair.quote):
             return None
-        seen = pair.quote if check == "grounded" else "code"
-        return pair.model_copy(update={"answer": seen, "details": {**pair.details, "whole_answer": pair.answer}})
+        seen = {"answer": "code", "details": {**pair.details, "whole_answer": pair.answer}}
+        if check == "grounded":
+            seen |= {"question": pair.quote, "answer": pair.quote}
+        if check == "demo_copy":
+            seen["question"] = _TASK_WORDS.sub(" ", pair.question)
+        return pair.model_copy(update=seen)
 
     def answer(self, item: Question | Pair) -> str:
         """The code in a fenced block."""

@@ -21,7 +21,7 @@ _ITEMS = 3
 _MOST_WORDS = 25
 _SHARE_IN_PASSAGE = 0.7
 _ANSWERS = {
-    "When was Halley's Comet last seen?": ("Which two materials do comets mostly consist of?", "ice\ndust"),
+    "When was Halley's Comet last seen?": ("What do comets mostly consist of?", "ice\ndust"),
     "What does the barn swallow build its nest from?": (
         "Name what the barn swallow eats and what its nest is made of.",
         "insects\npellets of mud",
