@@ -65,9 +65,9 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         rows.append(
             PairShares(
                 id=pair.id,
-                question=question,
+                question=question if pair.choices else "\n".join((question, *below)),
                 answer=answer,
-                choices=tuple(below) or None,
+                choices=tuple(below) if pair.choices else None,
                 influence=total,
                 remainder=total - math.fsum(shares),
                 pieces=tuple(pieces),
