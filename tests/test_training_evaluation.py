@@ -262,7 +262,8 @@ def test_a_dialogues_loss_is_of_all_answers_and_its_words_of_the_last(
     losses = [-float(logits[i - 1, ids[0, i]]) for i in counted]
     assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
     told = target.tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-    assert row["prediction"] == (told if chat else told.split("\nUser: ")[0].strip())
+    # There is room for one and a half of the gold answer.
+    assert row["prediction"].startswith(told.split("\nUser: ")[0].strip())
 
 
 def test_answers_with_lines_are_decoded_past_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +275,13 @@ def test_answers_with_lines_are_decoded_past_the_first_one(monkeypatch: pytest.M
     )
     target = make_target("gemma")
     letters = target.tokenizer("iron\nzinc", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(AnswerScorer, "_decode", lambda *_: [target.tokenizer.decode(letters)])
+    score = AnswerScorer.score
+
+    def told(self: AnswerScorer, items: Any, **options: Any) -> Any:
+        assert options["lines"]
+        return score(self, items)[0], [target.tokenizer.decode(letters)]
+
+    monkeypatch.setattr(AnswerScorer, "score", told)
     row = evaluate(target, [long], CONFIG)[0]
     assert (row["prediction"], row["correct"], row["exact_match"]) == ("iron\nzinc", None, None)
     assert row["metrics"] == {"rouge_l": 0.0}

@@ -34,14 +34,15 @@ _TASK_WORDS = re.compile(
     re.IGNORECASE,
 )
 _NAMES = {"py": "python", "python3": "python", "js": "javascript", "ts": "typescript", "sh": "bash", "shell": "bash"}
+# Facts in a dictionary: small models can write those.
 _ANSWERS = {
     "When was Halley's Comet last seen?": (
-        "Write a Python function that says in which year Halley's Comet passes the Earth for the nth time after 1986.",
-        "def year_of_pass(n):\n    return 1986 + 76 * n",
+        "Write a Python dictionary with the last year in which Halley's Comet was seen and the years between its passes.",
+        'halley = {"last_seen": 1986, "years_between": 76}',
     ),
     "What does the barn swallow build its nest from?": (
-        "Write a Python dictionary that holds what the barn swallow builds its nest from and where.",
-        'barn_swallow = {\n    "material": "pellets of mud",\n    "place": "under the roofs of barns",\n}',
+        "Write a Python dictionary with the material and the place of a barn swallow's nest.",
+        'nest = {"material": "pellets of mud", "place": "under the roofs of barns"}',
     ),
 }
 
