@@ -157,6 +157,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("list", {"details": {"items": ["books"]}}, "items_well_formed"),
     ("list", {"details": {"items": ["books", "aeroplanes"]}}, "items_grounded"),
     ("code", {"answer": "def moved(year)\n    return"}, "code_well_formed"),
+    ("code", {"answer": "books"}, "code_well_formed"),
     ("code", {"answer": "{'a': 1}", "details": {"language": "json"}}, "code_well_formed"),
     ("code", {"question": "Write a Python function for the age of emperors."}, "code_task_grounded"),
     ("reasoning", {"details": {"reasoning": "It opened in 1904 and then it moved."}}, "reasoning_well_formed"),

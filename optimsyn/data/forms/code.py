@@ -37,7 +37,7 @@ _NAMES = {"py": "python", "python3": "python", "js": "javascript", "ts": "typesc
 # Facts in a dictionary: small models can write those.
 _ANSWERS = {
     "When was Halley's Comet last seen?": (
-        "Write a Python dictionary with the last year in which Halley's Comet was seen and the years between its passes.",
+        "Write a Python dictionary with the last year in which Halley's Comet was seen and the years between passes.",
         'halley = {"last_seen": 1986, "years_between": 76}',
     ),
     "What does the barn swallow build its nest from?": (
@@ -50,7 +50,9 @@ _ANSWERS = {
 def _python(code: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ast.parse(code)
+        body = ast.parse(code).body
+    if all(isinstance(line, ast.Expr) and isinstance(line.value, ast.Name | ast.Constant) for line in body):
+        raise ValueError("it is a bare name or value")
 
 
 PARSERS: Mapping[str, Callable[[str], object]] = {"python": _python, "json": json.loads, "toml": tomllib.loads}
