@@ -20,13 +20,15 @@ def test_closed_book_free_answer() -> None:
     assert sample.prompt == "Question: Which vitamin?\nAnswer:"
     assert sample.completion == " C"
     assert sample.subtask == "nutrition"
-    assert [m["content"] for m in sample.messages] == ["Question: Which vitamin?", "C"]
+    assert [m["content"] for m in sample.messages] == ["Which vitamin?", "C"]
 
 
 def test_open_book_multiple_choice() -> None:
     sample = sample_of(question(choices=("A", "C"), answer_index=1, context="Lemons hold C.\n"))
     assert sample.prompt == "Passage: Lemons hold C.\nQuestion: Which vitamin?\nA. A\nB. C\nAnswer:"
     assert sample.completion == " C"
+    # A chat reads like one: the text, then the question, in nobody's labels.
+    assert [m["content"] for m in sample.messages] == ["Lemons hold C.\n\nWhich vitamin?\nA. A\nB. C", "C"]
 
 
 def test_pair_and_question_of_equal_content_are_equal_samples() -> None:
@@ -54,8 +56,10 @@ def test_the_context_is_found_again_whatever_it_holds(context: str, text: str) -
     left, rest = split_context(sample.prompt)
     assert left + rest == sample.prompt
     assert rest == f"Question: {text.strip()}\nAnswer:"
-    left, rest = split_context(sample.messages[0]["content"])
-    assert rest == f"Question: {text.strip()}"
+    assert split_context(sample.prompt, sample.context) == (left, rest)
+    left, rest = split_context(sample.messages[0]["content"], sample.context)
+    assert left == f"{sample.context}\n\n"
+    assert rest == text.strip()
 
 
 def test_a_closed_book_prompt_has_no_context() -> None:

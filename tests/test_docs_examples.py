@@ -48,6 +48,10 @@ def test_recipes_parse(block: Block) -> None:
     Recipe.parse(merged(BASE, raw), str(block))
 
 
+# Fields that only rows of a named form have.
+OWN_FIELDS = {"messages": "dialogue", "reasoning": "reasoning", "language": "code"}
+
+
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
 def test_question_rows_are_questions(block: Block) -> None:
     from optimsyn.data.files.rows import Row
@@ -55,7 +59,8 @@ def test_question_rows_are_questions(block: Block) -> None:
 
     library = Library(by_id={}, id_of_text={}, complete=False)
     row = Row("docs", "1", yaml.safe_load(block.code))
-    assert question_of(row, library, open_book=None, subtask=None).answer
+    form = next((form for field, form in OWN_FIELDS.items() if field in row.values), None)
+    assert question_of(row, library, open_book=None, subtask=None, form=form).answer
 
 
 def commands(code: str) -> list[list[str]]:

@@ -159,7 +159,7 @@ def test_true_or_false_goes_through_a_whole_run(recipe: Recipe, served: Service,
     assert (pair.kind, pair.answer) == ("true_false", "true")
     (sample, *_) = rows_of(run, "dataset", "train.jsonl")
     user, assistant = (message["content"] for message in sample["messages"])
-    assert user == f"Question: True or false? {pair.question}"
+    assert user == f"True or false? {pair.question}"
     assert assistant == f"true. {pair.details['reason']}"
     rows = rows_of(run, "evaluate", "target.jsonl")
     assert all(row["kind"] == "true_false" and row["token_f1"] is None for row in rows)

@@ -266,6 +266,8 @@ def test_all_who_measure_a_loss_agree(
     wanted, counts, first = [], [], 0
     for question in questions:
         ids = target.encode(question).input_ids
+        if chat:  # the line break with which the template ends, which nobody measures
+            assert target.tokenizer.decode(ids.pop()) == "\n"
         size = len(question.answer.encode()) + (0 if chat else 1)
         first = len(ids) - size - 1
         assert ids[-1] == target.tokenizer.eos_token_id

@@ -17,6 +17,7 @@ from optimsyn.recipe.recipe import Lora
 from optimsyn.recipe.sections.evaluation import Evaluation
 from optimsyn.target.target import Target
 from optimsyn.training.evaluation import evaluate, use_adapter
+from optimsyn.training.intervals import metrics_of
 from optimsyn.training.likelihood import AnswerScorer
 
 CONFIG = Evaluation(max_new_tokens=6, batch_size=2)
@@ -212,3 +213,82 @@ def test_embedded_target_agrees_with_its_own_losses() -> None:
         for batch in target.batches(cut):
             for index, loss in zip(batch.indices, target.losses(batch).tolist(), strict=True):
                 assert rows[index]["loss"] == pytest.approx(loss, abs=2e-3)
+
+
+DIALOGUE = Question(
+    id="d1",
+    question="Which gland needs iodine?",
+    answer="salt",
+    form="dialogue",
+    details={
+        "messages": [
+            {"role": "user", "content": "Which gland needs iodine?"},
+            {"role": "assistant", "content": "the thyroid"},
+            {"role": "user", "content": "What holds it?"},
+            {"role": "assistant", "content": "salt"},
+        ]
+    },
+)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_dialogues_loss_is_of_all_answers_and_its_words_of_the_last(
+    chat: bool, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_target("gemma", chat=chat)
+    if not shares:
+        monkeypatch.setattr(target.causal, "_is_stateful", True, raising=False)
+    row = evaluate(target, [DIALOGUE], CONFIG)[0]
+    # By hand: one pass over the whole text, the tokens of both answers.
+    messages = [dict(message) for message in DIALOGUE.details["messages"]]  # type: ignore[arg-type, union-attr]
+    if chat:
+        text, answers = target.tokenizer.apply_chat_template(messages, tokenize=False), ("the thyroid", "salt")
+    else:
+        text = "User: Which gland needs iodine?\nAssistant: the thyroid\nUser: What holds it?\nAssistant: salt"
+        answers = (" the thyroid", " salt")
+    found = target.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+    spans = [(text.rindex(answer), text.rindex(answer) + len(answer)) for answer in answers]
+    counted = [
+        i for i, (a, b) in enumerate(found["offset_mapping"]) if any(x <= a and b <= y and a < b for x, y in spans)
+    ]
+    ids = torch.tensor([found["input_ids"]])
+    with torch.no_grad(), target.model.disable_adapter():
+        logits = F.log_softmax(target.model(input_ids=ids).logits[0].double(), dim=-1)
+        prompt = ids[:, : next(i for i, (a, _) in enumerate(found["offset_mapping"]) if a >= spans[1][0])]
+        out = target.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
+        )
+    losses = [-float(logits[i - 1, ids[0, i]]) for i in counted]
+    assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    told = target.tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+    # There is room for one and a half of the gold answer.
+    assert row["prediction"].startswith(told.split("\nUser: ")[0].strip())
+
+
+def test_answers_with_lines_are_decoded_past_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Question(
+        id="l1",
+        question="Which vitamin prevents scurvy?",
+        answer="vitamin C\nhelps. It is in fruit.",
+        form="long_answer",
+    )
+    target = make_target("gemma")
+    letters = target.tokenizer("iron\nzinc", add_special_tokens=False)["input_ids"]
+    score = AnswerScorer.score
+
+    def told(self: AnswerScorer, items: Any, **options: Any) -> Any:
+        assert options["lines"]
+        return score(self, items)[0], [target.tokenizer.decode(letters)]
+
+    monkeypatch.setattr(AnswerScorer, "score", told)
+    row = evaluate(target, [long], CONFIG)[0]
+    assert (row["prediction"], row["correct"], row["exact_match"]) == ("iron\nzinc", None, None)
+    assert row["metrics"] == {"rouge_l": 0.0}
+    monkeypatch.undo()
+    scorer = AnswerScorer(target)
+    item = scorer.prepare(long)
+    with torch.inference_mode():
+        texts = [scorer.score([item], max_new_tokens=40, lines=lines)[1][0] for lines in (False, True)]
+    assert texts[1].strip().startswith(texts[0])
+    assert metrics_of([row]).keys() == {"answer_loss", "token_f1", "rouge_l"}

@@ -351,8 +351,11 @@ def methods(names: Iterable[str], what: str, *given: str) -> Callable[[object], 
     return problem
 
 
-_CHECKS = "answer_fits_question answered_by_itself choices_well_formed copied_passage demo_copy format grounded length "
-_CHECKS += "mentions_document near_duplicate_question reason_grounded reason_well_formed unsafe"
+_CHECKS = "answer_fits_question answered_by_itself choices_well_formed code_task_grounded code_well_formed "
+_CHECKS += "copied_passage demo_copy dialogue_grounded dialogue_well_formed format grounded items_grounded "
+_CHECKS += "items_well_formed length long_answer_grounded long_answer_well_formed mentions_document "
+_CHECKS += "near_duplicate_question reason_grounded reason_well_formed reasoning_grounded reasoning_well_formed unsafe"
+_FORMS = "free multiple_choice true_false figure long_answer list code reasoning dialogue"
 _ESTIMATORS = "adam adam_momentum_free adam_linear sgd less simulated"
 _STAGES = "prepare warm_up optimize_prompt train_policy synthesize fine_tune evaluate"
 CHECKS: Registry[Any] = Registry("check", "checks.plugins", _CHECKS.split())
@@ -365,7 +368,7 @@ PROMPT_OPTIMIZERS: Registry[Any] = Registry(
 )
 POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo", "expert", "dpo"])
 GENERATORS: Registry[Any] = Registry("generator", "models.generator.plugin")
-FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false", "figure"])
+FORMS: Registry[Any] = Registry("form", "questions.form", _FORMS.split())
 STAGES: Registry[Any] = Registry("stage", "stages", _STAGES.split())
 READERS: Registry[Any] = Registry("reader", "documents.readers")
 

@@ -85,10 +85,11 @@ def question_of(
     values = row.values
     name = name_of(row)
     faults = Faults()
-    text = faults.part(lambda: _required_text(values, "question")) or ""
     kind = form or name_for_row(values)
     reader = form_named(kind)
+    asked = None if reader.asks_in != "question" else faults.part(lambda: _required_text(values, "question"))
     gold = faults.part(lambda: _gold(kind, reader, values)) or Gold("")
+    text = gold.question or asked or ""
     context, document_id = faults.part(lambda: _context(values, library, open_book)) or (None, None)
     part = faults.part(lambda: _subtask(values, subtask)) or ""
     accepted = gold.answers or (gold.answer,)
@@ -140,6 +141,8 @@ def _gold(kind: str, form: QuestionForm, values: Mapping[str, Any]) -> Gold:
         raise DataError(f"cannot be read by the form {kind!r} ({type(error).__name__}: {error})") from error
     if not isinstance(gold, Gold):
         raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave {gold!r:.200}; it returns a `Gold`")
+    if form.asks_in != "question" and not gold.question:
+        raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave a Gold without the `question` that it has to read")
     for name, texts in (("answer", [gold.answer]), ("answers", gold.answers), ("choices", gold.choices or ())):
         if not all(isinstance(text, str) for text in texts):
             given = getattr(gold, name)

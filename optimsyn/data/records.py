@@ -285,8 +285,11 @@ class Sample(Record):
     Attributes:
         prompt: Plain-format prompt that ends right before the answer ("...\nAnswer:").
         completion: The answer, with the leading space of the plain format (" 1869").
-        messages: The same as chat: one user message and one assistant message, for targets with a chat template.
+        messages: The same as a chat, for targets with a chat template: user and assistant in turn, the answer last.
         subtask: Subtask of the question that it came from ("" for pairs).
+        context: The text in front of the question as `prompt` and `messages` show it, which may be cut to fit.
+        earlier: Start and end in `prompt` of each earlier answer of a dialogue. If there is one, every assistant
+            message is learned, else the last.
     """
 
     id: str
@@ -294,3 +297,5 @@ class Sample(Record):
     completion: str
     messages: tuple[dict[str, str], ...]
     subtask: str = ""
+    context: str = ""
+    earlier: tuple[tuple[int, int], ...] = ()

@@ -84,7 +84,8 @@ def _answered(question: Encoded, other: Encoded) -> Encoded:
     if prompt + len(other.input_ids) - first > longest:
         return question
     ids, labels = question.input_ids[:prompt] + other.input_ids[first:], question.labels[:prompt] + other.labels[first:]
-    return replace(other, id=question.id, input_ids=ids, labels=labels)
+    ends = tuple(place + prompt - first for place in other.earlier_ends)
+    return replace(other, id=question.id, input_ids=ids, labels=labels, earlier_ends=ends)
 
 
 def relative_error(scores: torch.Tensor, reference: torch.Tensor) -> float:

@@ -117,7 +117,7 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
 def _token_bounds(question: Question) -> tuple[int, int, int]:
     """Tokens of a question: at least and likely without its context, and roughly with it."""
     sample = sample_of(question)
-    context, text = split_context(sample.prompt)
+    context, text = split_context(sample.prompt, sample.context)
     text += sample.completion
     likely = round(len(text) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
     return word_count(text), likely, round((len(context) + len(text)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS

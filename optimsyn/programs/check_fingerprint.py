@@ -20,11 +20,10 @@ BUILT_IN = (
     "optimsyn.data.figures.parse",
     "optimsyn.data.figures.printed",
     "optimsyn.data.figures.units",
-    "optimsyn.data.forms.figure",
-    "optimsyn.data.forms.form",
-    "optimsyn.data.forms.free",
-    "optimsyn.data.forms.multiple_choice",
-    "optimsyn.data.forms.true_false",
+    *(
+        f"optimsyn.data.forms.{name}"
+        for name in "code dialogue figure form free items lines long_answer multiple_choice reasoning true_false".split()
+    ),
     "optimsyn.data.language.detect",
     "optimsyn.data.language.endings",
     "optimsyn.data.language.english",

@@ -326,6 +326,7 @@ def _checks_of(forms: Mapping[str, QuestionForm]) -> dict[str, Check]:
     return {name: _for_form(form, check) for form, part in forms.items() for name, check in part.checks.items()}
 
 
+_OF_FORMS = _checks_of(FORMS.built_in)
 NEAR_QUESTION = "near_duplicate_question"
 BUILT_IN: dict[str, Check] = {
     "format": check_format,
@@ -336,7 +337,7 @@ BUILT_IN: dict[str, Check] = {
     "whole_question": language_checks.check_whole_question,
     "whole_answer": language_checks.check_whole_answer,
     "stands_alone": language_checks.check_stands_alone,
-    **_checks_of(FORMS.built_in),
+    **_OF_FORMS,
     "grounded": check_grounded,
     "answer_fits_question": check_answer_fits_question,
     NEAR_QUESTION: check_near_duplicate_question,
@@ -476,7 +477,8 @@ class Checker:
             RecipeError: A custom check raised, or returned something else than None or a reason.
         """
         if name in BUILT_IN:
-            return self.checks[name](pair, context)
+            seen = pair if name in _OF_FORMS else _as_seen(pair, name)
+            return None if seen is None else self.checks[name](seen, context)
         try:
             reason: object = self.checks[name](pair, context)
         except (Exception, SystemExit) as error:
@@ -489,6 +491,27 @@ class Checker:
             f"the check {name} returned {reason!r} for pair {pair.id}; a check returns None where the pair passes, and "
             "the reason as a text where it fails; fix it and run again"
         )
+
+
+def _as_seen(pair: Pair, check: str) -> Pair | None:
+    """What a general check sees of a pair.
+
+    Raises:
+        RecipeError: The pair has a custom form, whose `checked` fails or gives something else.
+    """
+    form = form_of(pair)
+    try:
+        seen: object = form.checked(pair, check)
+    except Exception as error:
+        if pair.kind in FORMS.built_in:
+            raise
+        raise RecipeError(
+            f"{FORMS.field}: `checked` of {pair.kind} raised {type(error).__name__}: {error} ({pair.id}); fix it and "
+            "run again"
+        ) from error
+    if seen is None or isinstance(seen, Pair):
+        return seen
+    raise RecipeError(f"{FORMS.field}: `checked` of {pair.kind} gave {seen!r:.200} ({pair.id}), not a pair or None")
 
 
 def _content(text: str) -> list[str]:

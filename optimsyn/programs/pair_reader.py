@@ -9,7 +9,7 @@ from typing import Any
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.forms import Key, QuestionForm
-from optimsyn.llm.reading.plain_text import beginning, one_line
+from optimsyn.llm.reading.plain_text import beginning, item_lines, many_lines, one_line
 from optimsyn.llm.reading.unusable import sounds_refused, was_cut
 from optimsyn.llm.reading.values import objects_in, read
 from optimsyn.llm.replies import Reply
@@ -66,18 +66,22 @@ def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], bool]
     """The values of the lines with labels up to the next pair, by key, and whether the last of them ends the text."""
     keys = dict.fromkeys(("quote", "question", "options", "answer", *(key.name for key in form.reply_keys())))
     labels = {label_of_key(name).casefold(): name for name in keys}
+    long = {key.name for key in form.reply_keys() if key.lines or key.items}
     values: dict[str, str] = {}
-    last = 0
+    last, open_key = 0, ""
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         match = _LINE.match(line)
         name = labels.get(match["label"].casefold()) if match else None
         if match is None or name is None:
+            if open_key:
+                values[open_key] += f"\n{line}"
+                last = number
             continue
         if name in values:
             break
         values[name] = match["value"].strip(" *")
-        last = number
+        last, open_key = number, name if name in long else ""
     return values, last == len(lines)
 
 
@@ -88,10 +92,7 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
             values.setdefault(name, values[other])
     keys = {key.name: key for key in form.reply_keys()}
     # Several texts can be joined to one free answer, but not to one option.
-    reply = {
-        name: one_line(value, several=name in keys and keys[name].several)
-        for name, value in form.mended(values).items()
-    }
+    reply = {name: _value(value, keys.get(name)) for name, value in form.mended(values).items()}
     reply.setdefault("quote", "")
     for name in dict.fromkeys(("question", "answer", *(key.name for key in keys.values() if key.needed))):
         if not reply.get(name):
@@ -100,6 +101,14 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
                 raise ReplyError(f"the reply refuses to write a {_WHAT}: {beginning(excuse, 200)}", Outcome.REFUSAL)
             raise ReplyError(f"the pair lacks `{name}`; the reply begins {beginning(text)}")
     return reply | {key.name: _option(key, reply[key.name]) for key in keys.values() if key.options}
+
+
+def _value(value: Any, key: Key | None) -> str:
+    if key is not None and key.items:
+        return item_lines(value)
+    if key is not None and key.lines:
+        return many_lines(value)
+    return one_line(value, several=key is not None and key.several)
 
 
 def _option(key: Key, written: str) -> str:

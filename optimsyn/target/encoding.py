@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,11 +32,13 @@ class Encoded:
     """One sample in tokens.
 
     Attributes:
-        input_ids: Prompt, answer and end-of-text token.
-        labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
+        input_ids: Prompt, answer and end-of-text token, then the blanks with which a chat template ends.
+        labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token. In a dialogue
+            each answer and the end of its turn have labels.
         end_tokens: How many of the last labels end the answer without being part of it: the end-of-text token, or the
             end of a turn in a chat template.
         weights: The factor of each label's loss in the sample's loss; empty takes their mean.
+        earlier_ends: Positions of the labels that end an earlier turn of a dialogue.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Encoded:
     truncated: bool
     end_tokens: int = 0
     weights: tuple[float, ...] = ()
+    earlier_ends: tuple[int, ...] = ()
 
     @property
     def label_tokens(self) -> int:
@@ -114,16 +118,19 @@ def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
     count = encoded.label_tokens
     if not count:
         return encoded
-    ends = min(encoded.end_tokens, count - 1)
-    kept = count if end > 0 else count - ends
-    raw = [1.0] * (count - ends) + [end] * (kept - (count - ends))
-    total = sum(raw)
+    last = min(encoded.end_tokens, count - 1)
+    places = [place for place, label in enumerate(encoded.labels) if label != IGNORE]
+    ends = {*places[count - last :], *encoded.earlier_ends}
+    raw = {place: end if place in ends else 1.0 for place in places if end > 0 or place not in ends}
+    total = sum(raw.values())
     divisor = {"mean": total, "root": total**0.5, "sum": 1.0}[tokens.reduction]
-    labels = list(encoded.labels)
-    for place in [i for i, label in enumerate(labels) if label != IGNORE][kept:]:
-        labels[place] = IGNORE
-    weights = tuple(weight / divisor for weight in raw)
-    return replace(encoded, labels=labels, weights=weights, end_tokens=kept - (count - ends))
+    return replace(
+        encoded,
+        labels=[label if place in raw else IGNORE for place, label in enumerate(encoded.labels)],
+        weights=tuple(weight / divisor for weight in raw.values()),
+        end_tokens=last if end > 0 else 0,
+        earlier_ends=encoded.earlier_ends if end > 0 else (),
+    )
 
 
 def as_sample(item: Sample | Pair | Question) -> Sample:
@@ -152,23 +159,30 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
             f"sample {sample.id!r} has an empty answer, so it has no token to learn; remove it or give it an answer"
         )
     tokens, truncated = fitted(tokenizer, sample, max_length)
-    if tokens.first == 0:
+    if tokens.learned[0] == 0:
         raise ModelError(
             f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first token; give "
             "it a prompt, or a tokenizer that puts a beginning-of-text token in front"
         )
-    labels = [IGNORE] * tokens.first + tokens.ids[tokens.first :]
-    return Encoded(sample.id, tokens.ids, labels, truncated, end_tokens=tokens.end_tokens)
+    labels = [IGNORE] * len(tokens.ids)
+    for place in tokens.learned:
+        labels[place] = tokens.ids[place]
+    return Encoded(sample.id, tokens.ids, labels, truncated, tokens.end_tokens, earlier_ends=tokens.earlier_ends)
 
 
 class Tokens(NamedTuple):
-    """A sample's tokens and the position of its answer.
+    """A sample's tokens and the position of its answer, the last one of a dialogue.
 
     Attributes:
-        ids: Prompt, answer, end of text.
-        first: Index of the first predicted token.
+        ids: Prompt, answer, end of text, and the blanks with which a chat template ends.
+        first: Index of the first predicted token of the answer.
+        text: What the tokens are of.
+        start: Where the answer begins in `text`.
+        stop: Where it ends.
         offsets: Start and end of each token in `text`; None where the tokenizer does not report them.
-        end_tokens: How many of the last tokens come after the answer.
+        end_tokens: How many of the last predicted tokens come after the answer.
+        learned: Indices of all predicted tokens.
+        earlier_ends: Those of them that end an earlier turn.
     """
 
     ids: list[int]
@@ -178,20 +192,23 @@ class Tokens(NamedTuple):
     stop: int
     offsets: list[tuple[int, int]] | None
     end_tokens: int
+    learned: list[int]
+    earlier_ends: tuple[int, ...] = ()
 
 
 def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
     """The tokens of a sample, with its context cut from the left to fit, and whether it was cut."""
     tokens = _tokens(tokenizer, sample)
     truncated = False
-    context, rest = split_context(_body(tokenizer, sample))
+    context, rest = split_context(_body(tokenizer, sample), sample.context)
+    prefix = "" if _has_template(tokenizer) else CONTEXT_PREFIX
     while len(tokens.ids) > max_length:
         if not context:
             raise ModelError(
                 f"sample {sample.id!r}: question and answer alone take {len(tokens.ids)} tokens, more than max_length "
                 f"{max_length}; raise models.target.max_length or remove the sample"
             )
-        context = _shorten(tokenizer, context, len(tokens.ids) - max_length)
+        context = _shorten(tokenizer, context, prefix, len(tokens.ids) - max_length)
         tokens = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
         truncated = True
     return tokens, truncated
@@ -254,51 +271,119 @@ def _with_body(tokenizer: Any, sample: Sample, body: str) -> Sample:
     if _has_template(tokenizer):
         user = {**sample.messages[0], "content": body}
         return sample.model_copy(update={"messages": (user, *sample.messages[1:])})
-    return sample.model_copy(update={"prompt": body})
+    moved = len(body) - len(sample.prompt)
+    earlier = tuple((start + moved, stop + moved) for start, stop in sample.earlier)
+    return sample.model_copy(update={"prompt": body, "earlier": earlier})
+
+
+class _Pieces(NamedTuple):
+    """A sample as text: what stands before its first answer, then each answer with what follows it."""
+
+    before: str
+    answers: list[tuple[str, str]]
+    special: bool
+
+
+def _pieces(tokenizer: Any, sample: Sample) -> _Pieces:
+    controls = controls_of(tokenizer)
+    if not _has_template(tokenizer):
+        text = controls.masked(sample.prompt)
+        borders = [0, *(place for span in sample.earlier for place in span), len(text)]
+        parts = [text[start:stop] for start, stop in pairwise(borders)]
+        answers = [*parts[1::2], controls.masked(sample.completion)]
+        return _Pieces(parts[0], list(zip(answers, [*parts[2::2], ""], strict=True)), special=True)
+    messages = [dict(message) for message in sample.messages]
+    last = len(messages) - 1
+    places = [i for i, m in enumerate(messages) if i == last or (sample.earlier and m["role"] == "assistant")]
+    answers = [controls.masked(messages[place]["content"].strip()) for place in places]
+    markers = [f"{_ANSWER}-{number}" for number in range(len(places))]
+    for place, marker in zip(places, markers, strict=True):
+        messages[place]["content"] = marker
+    before, behind = rendered(tokenizer, messages), []
+    for marker in reversed(markers):
+        before, found, after = before.rpartition(marker)
+        if not found:
+            raise ModelError("the tokenizer's chat template omits the assistant's message; name another target")
+        behind.append(after)
+    return _Pieces(before, list(zip(answers, reversed(behind), strict=True)), special=False)
+
+
+class _Span(NamedTuple):
+    """Where an answer begins and ends in the text, and where the marker that ends its turn does."""
+
+    start: int
+    stop: int
+    end: int
 
 
 def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     controls = controls_of(tokenizer)
-    if _has_template(tokenizer):
-        messages = [dict(message) for message in sample.messages]
-        answer = controls.masked(messages[-1]["content"].strip())
-        messages[-1]["content"] = _ANSWER
-        before, marker, after = rendered(tokenizer, messages).rpartition(_ANSWER)
-        if not marker:
-            raise ModelError("the tokenizer's chat template omits the assistant's message; name another target")
-        # The end-of-turn marker is learned, the line break after it is not.
-        after = after.rstrip()
-        ended, special = bool(after), False
-    else:
-        before, answer = controls.masked(sample.prompt), controls.masked(sample.completion)
-        after, ended, special = "", False, True
-    text = before + answer + after
-    ids: list[int] = []
+    pieces = _pieces(tokenizer, sample)
+    # The end-of-turn marker is learned, the line break after it is not.
+    after = pieces.answers[-1][1].rstrip()
+    tail = pieces.answers[-1][1][len(after) :] if after else ""
+    text, spans = pieces.before, []
+    for answer, behind in pieces.answers:
+        stop = len(text) + len(answer)
+        spans.append(_Span(len(text), stop, stop + len(after) if behind.startswith(after) else stop))
+        text += answer + behind
+    last = spans[-1]
+    text = text[: last.end]
     offsets: list[tuple[int, int]] | None = None
     if tokenizer.is_fast:
-        ids, offsets = controls.encode(text, add_special_tokens=special)
+        ids, offsets = controls.encode(text + tail, add_special_tokens=pieces.special)
     if offsets is not None:
-        first = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
+        learned = [_within(offsets, span) for span in spans[:-1]]
+        first = next((i for i, (_, end) in enumerate(offsets) if end > last.start), len(ids))
+        blanks = sum(start >= last.end for start, _ in offsets) if tail else 0
+        learned.append(list(range(first, len(ids) - blanks)))
     else:
-        # Without offsets the border is known only when both sides are tokenised separately.
-        ids = controls.encode(before, add_special_tokens=special).ids
-        if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            # The end token that the tokenizer adds to every text; it belongs after the answer.
-            ids.pop()
-        first = len(ids)
-        ids += controls.encode(text[len(before) :], add_special_tokens=False).ids
+        ids, learned = _joined(tokenizer, text, spans, special=pieces.special)
+        first = learned[-1][0] if learned[-1] else len(ids)
     # A token that begins after the answer ends the turn: nothing of the answer itself is learned.
-    if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
+    if first == len(ids) or (offsets is not None and offsets[first][0] >= last.stop):
+        answer = pieces.answers[-1][0]
         raise ModelError(
             f"sample {sample.id!r}: the tokenizer produces no token for the answer {answer!r}; remove the sample, or "
             "name a target whose vocabulary covers its letters"
         )
     end_id = tokenizer.eos_token_id
-    if not ended and end_id is not None and ids[-1] != end_id:
+    if not after and end_id is not None and ids[-1] != end_id:
+        learned[-1].append(len(ids))
         ids.append(end_id)
-    stop = len(before) + len(answer)
-    end_tokens = _behind(tokenizer, ids[first:], None if offsets is None else offsets[first:], stop, after)
-    return Tokens(ids, first, controls.unmasked(text), len(before), stop, offsets, end_tokens)
+    ends = []
+    for span, places in zip(spans, learned, strict=True):
+        found = None if offsets is None else [offsets[i] if i < len(offsets) else (0, 0) for i in places]
+        count = _behind(tokenizer, [ids[i] for i in places], found, span.stop, after)
+        ends.append(places[len(places) - count :])
+    everything = [place for places in learned for place in places]
+    earlier = tuple(place for places in ends[:-1] for place in places)
+    whole = controls.unmasked(text + (tail if offsets is not None else ""))
+    return Tokens(ids, first, whole, last.start, last.stop, offsets, len(ends[-1]), everything, earlier)
+
+
+def _within(offsets: list[tuple[int, int]], span: _Span) -> list[int]:
+    """The tokens of an earlier answer and of the marker that ends its turn."""
+    return [place for place, (start, end) in enumerate(offsets) if end > span.start and start < span.end]
+
+
+def _joined(tokenizer: Any, text: str, spans: Sequence[_Span], *, special: bool) -> tuple[list[int], list[list[int]]]:
+    """Ids and learned places where a border is known only when both sides are tokenised separately."""
+    controls = controls_of(tokenizer)
+    ids: list[int] = []
+    learned: list[list[int]] = []
+    done = 0
+    for span in spans:
+        begins = special and not done
+        ids += controls.encode(text[done : span.start], add_special_tokens=begins).ids
+        if begins and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            # The end token that the tokenizer adds to every text; it belongs after the answer.
+            ids.pop()
+        first = len(ids)
+        ids += controls.encode(text[span.start : span.end], add_special_tokens=False).ids
+        learned.append(list(range(first, len(ids))))
+        done = span.end
+    return ids, learned
 
 
 def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
@@ -332,9 +417,9 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     return count
 
 
-def _shorten(tokenizer: Any, context: str, tokens: int) -> str:
-    """`context` without about `tokens` tokens at its left end; "" when nothing would be left of it."""
-    body = context.removeprefix(CONTEXT_PREFIX)
+def _shorten(tokenizer: Any, context: str, prefix: str, tokens: int) -> str:
+    """`context` without about `tokens` tokens behind its `prefix`; "" when nothing would be left of it."""
+    body = context.removeprefix(prefix)
     if tokenizer.is_fast:
         offsets = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         cut = offsets[tokens][0] if tokens < len(offsets) else len(body)
@@ -343,4 +428,4 @@ def _shorten(tokenizer: Any, context: str, tokens: int) -> str:
         cut = body.find(words[tokens]) if tokens < len(words) else len(body)
     # At least one character goes each time, so that the caller's loop ends.
     kept = body[max(cut, 1) :].lstrip()
-    return CONTEXT_PREFIX + kept if kept.strip() else ""
+    return prefix + kept if kept.strip() else ""

@@ -8,12 +8,13 @@ recurrent state, whose cache cannot be shared, read prompt and answer together (
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from optimsyn.base.errors import ModelError
-from optimsyn.data.forms import Heard, form_of
+from optimsyn.data.forms import Heard, QuestionForm, form_of
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Question
@@ -35,7 +36,8 @@ class QuestionRow(TypedDict):
             the text does not count: a fine-tuned target learns to stop within a few steps, which says nothing about
             its knowledge.
         correct: Defined by its form. Options: the gold one has the highest mean log-likelihood per token (ties go to
-            the first). Free answers: the decoded answer matches an accepted one exactly.
+            the first). Free answers: the decoded answer matches an accepted one exactly. None where no answer is simply
+            right or wrong.
         exact_match: The same for decoded answers; None for options.
         token_f1: Token F1 of a decoded answer against the best accepted one; None for options.
         prediction: The target's answer: the decoded one, or the likeliest option.
@@ -47,7 +49,7 @@ class QuestionRow(TypedDict):
     kind: str
     subtask: str
     loss: float
-    correct: bool
+    correct: bool | None
     exact_match: bool | None
     token_f1: float | None
     prediction: str
@@ -98,10 +100,13 @@ def evaluate(
         jobs = [_Job(question, scorer.prepare(question)) for question in questions]
         for batch in _batches(jobs, config.batch_size):
             items = [jobs[index].item for index in batch]
-            decode = form_of(jobs[batch[0]].question).decodes
-            scores, texts = scorer.score(items, max_new_tokens=config.max_new_tokens if decode else 0)
+            form = form_of(jobs[batch[0]].question)
+            longest = _longest(jobs, form, config) if form.decodes else 0
+            scores, texts = scorer.score(items, max_new_tokens=longest, lines=form.lines)
             for position, index in enumerate(batch):
-                text = texts[position] if decode else ""
+                text = texts[position] if form.decodes else ""
+                if form.lines and not target.tokenizer.chat_template:
+                    text = _first_answer(text, form_of(jobs[index].question))
                 rows[index] = _row(jobs[index], scores[position], text, config.tolerance)
             if report is not None:
                 report(len(rows), len(questions))
@@ -163,12 +168,30 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
-    """Batches of indices: all or none decoded, and of similar prompt length, so that there is little padding."""
-    for decode in (True, False):
-        indices = [i for i, job in enumerate(jobs) if form_of(job.question).decodes == decode]
+    """Batches of indices, decoded in the same way and of similar prompt length, so that there is little padding."""
+
+    def manner(job: _Job) -> tuple[bool, bool]:
+        form = form_of(job.question)
+        return form.decodes, form.decodes and form.lines
+
+    for wanted in sorted({manner(job) for job in jobs}, reverse=True):
+        indices = [i for i, job in enumerate(jobs) if manner(job) == wanted]
         indices.sort(key=lambda i: len(jobs[i].item.prompt))
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]
+
+
+def _longest(jobs: Sequence[_Job], form: QuestionForm, config: Evaluation) -> int:
+    """Tokens to decode: where answers have lines, room for one and a half of the longest gold answer."""
+    if not form.lines:
+        return config.max_new_tokens
+    gold = max(len(job.item.options[0]) for job in jobs if form_of(job.question).lines)
+    return max(config.max_new_tokens, gold + gold // 2)
+
+
+def _first_answer(text: str, form: QuestionForm) -> str:
+    """What a base model wrote before it went on with a question or a passage of its own."""
+    return re.split(rf"\n(?:{re.escape(form.question_label)}|Question|Passage): ", text, maxsplit=1)[0].strip()
 
 
 def _row(job: _Job, scores: list[float], text: str, tolerance: float) -> QuestionRow:

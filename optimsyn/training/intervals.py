@@ -93,14 +93,16 @@ def bootstrap_mean(
 def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
     """The metrics of these rows, each as question id -> value.
 
-    `answer_loss` and `accuracy` are over all questions (a free answer is correct when it matches exactly);
+    `answer_loss` is over all questions, `accuracy` over those whose answer is right or wrong (a free answer is correct
+    when it matches exactly);
     `token_f1` is over the questions whose answer is decoded, and a form's own metrics over those of that form. A metric
     without questions is absent.
     """
     by_metric: dict[str, dict[str, float]] = {"answer_loss": {}, "accuracy": {}, "token_f1": {}}
     for row in rows:
         by_metric["answer_loss"][row["id"]] = row["loss"]
-        by_metric["accuracy"][row["id"]] = float(row["correct"])
+        if row["correct"] is not None:
+            by_metric["accuracy"][row["id"]] = float(row["correct"])
         if row["token_f1"] is not None:
             by_metric["token_f1"][row["id"]] = row["token_f1"]
         for name, value in row.get("metrics", {}).items():

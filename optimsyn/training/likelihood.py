@@ -13,7 +13,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import form_of
 from optimsyn.recipe.sections.models import CountedTokens
-from optimsyn.target.encoding import counted
+from optimsyn.target.encoding import IGNORE, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +33,15 @@ class Item(NamedTuple):
     Attributes:
         prompt: Ids up to where the answer starts.
         options: Ids of each candidate of the question's form that count.
-        weights: The factor of each token's log-likelihood.
+        weights: The factor of each token's log-likelihood; 0 for a user's turn between answers.
+        asks: Ids that an answer is decoded after, where that is not `prompt`: a dialogue up to its last turn.
     """
 
     id: str
     prompt: list[int]
     options: list[list[int]]
     weights: list[tuple[float, ...]]
+    asks: list[int] | None = None
 
 
 class _Prefix(NamedTuple):
@@ -74,15 +76,24 @@ class AnswerScorer:
             ModelError: An answer has no tokens; names the question.
         """
         answers = form_of(question).candidates(question)
-        parts = [self._split(sample_of(question, answer)) for answer in answers]
+        samples = [sample_of(question, answer) for answer in answers]
+        parts = [self._split(sample) for sample in samples]
         # A long context is cut to make room for the answer: all options get the shortest prompt of them.
         prompt = min((prompt for prompt, _, _ in parts), key=len)
-        return Item(question.id, prompt, [option for _, option, _ in parts], [weights for _, _, weights in parts])
+        asks = None
+        if samples[0].earlier:
+            asks = self.target.encode(samples[0].model_copy(update={"earlier": ()})).prompt_ids
+        return Item(question.id, prompt, [option for _, option, _ in parts], [weights for _, _, weights in parts], asks)
 
-    def score(self, items: Sequence[Item], *, max_new_tokens: int = 0) -> tuple[list[list[float]], list[str]]:
+    def score(
+        self, items: Sequence[Item], *, max_new_tokens: int = 0, lines: bool = False
+    ) -> tuple[list[list[float]], list[str]]:
         """Log-likelihood of every option (the mean per token, unless `tokens` overrides it), and greedy answers.
 
-        At most `max_new_tokens` are decoded; 0 decodes no answers.
+        Args:
+            items: From `prepare`.
+            max_new_tokens: The most that are decoded; 0 decodes no answers.
+            lines: Decode up to the end of the text, not of the first line.
 
         Returns:
             A list of option scores for each item, in nats, and the decoded answers ("" where none are decoded).
@@ -101,13 +112,19 @@ class AnswerScorer:
                 raise ModelError(
                     f"question {item.id!r}: the target gives its answer no finite likelihood ({option_scores})"
                 )
-        texts = self._decode(prefix, max_new_tokens) if max_new_tokens else ["" for _ in items]
-        return scores, texts
+        if not max_new_tokens:
+            return scores, ["" for _ in items]
+        if any(item.asks for item in items):
+            prefix = self._read([item.asks or item.prompt for item in items], cached=self.shares_prefix)
+        return scores, self._decode(prefix, max_new_tokens, lines)
 
     def _split(self, sample: Sample) -> tuple[list[int], list[int], tuple[float, ...]]:
         encoded = counted(self.target.encode(sample), self.tokens, "question")
         prompt = encoded.prompt_ids
-        return prompt, encoded.input_ids[len(prompt) : len(prompt) + encoded.label_tokens], encoded.token_weights
+        weights = iter(encoded.token_weights)
+        every = [0.0 if label == IGNORE else next(weights) for label in encoded.labels]
+        stop = max(place for place, label in enumerate(encoded.labels) if label != IGNORE) + 1
+        return prompt, encoded.input_ids[len(prompt) : stop], tuple(every[len(prompt) : stop])
 
     def _read(self, prompts: Sequence[list[int]], *, cached: bool) -> _Prefix:
         ids, mask = self._pad(prompts, left=True)
@@ -141,10 +158,10 @@ class AnswerScorer:
         likelihoods = (chosen.masked_fill(mask == 0, 0.0) * share.to(chosen.device)).sum(dim=1)
         return [float(value) for value in likelihoods]
 
-    def _decode(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
-        """Greedy answers, each up to its first line break; finished rows leave the batch."""
+    def _decode(self, prefix: _Prefix, max_new_tokens: int, lines: bool) -> list[str]:
+        """Greedy answers, each up to its first line break unless it has `lines`; finished rows leave the batch."""
         if prefix.cache is None:
-            return self._generate(prefix, max_new_tokens)
+            return self._generate(prefix, max_new_tokens, lines)
         cache, mask, logits = prefix.cache, prefix.mask, prefix.logits
         written: list[list[int]] = [[] for _ in range(len(mask))]
         alive = list(range(len(mask)))
@@ -155,7 +172,7 @@ class AnswerScorer:
                 if token in self.stop_ids:
                     continue
                 written[row].append(token)
-                if "\n" not in self._text(written[row]).lstrip():
+                if lines or "\n" not in self._text(written[row]).lstrip():
                     keep.append(position)
             if not keep or step + 1 == max_new_tokens:
                 break
@@ -166,9 +183,9 @@ class AnswerScorer:
             mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
             out = self._forward(tokens[:, None], mask, _positions(mask)[:, -1:], keep=1, cache=cache)
             logits = out.logits[:, -1].float()
-        return [self._answer(ids) for ids in written]
+        return [self._answer(ids, lines) for ids in written]
 
-    def _generate(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
+    def _generate(self, prefix: _Prefix, max_new_tokens: int, lines: bool) -> list[str]:
         out = self.model.generate(
             input_ids=prefix.ids,
             attention_mask=prefix.mask,
@@ -180,11 +197,13 @@ class AnswerScorer:
         answers = []
         for row in out[:, prefix.ids.shape[1] :].tolist():
             end = next((i for i, token in enumerate(row) if token in self.stop_ids), len(row))
-            answers.append(self._answer(row[:end]))
+            answers.append(self._answer(row[:end], lines))
         return answers
 
-    def _answer(self, ids: list[int]) -> str:
+    def _answer(self, ids: list[int], lines: bool) -> str:
         text = self._text(ids).strip()
+        if lines:
+            return text
         return text.splitlines()[0].strip() if text else ""
 
     def _text(self, ids: list[int]) -> str:

@@ -56,6 +56,7 @@ METHOD_LABELS = {
 }
 
 METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
+METRIC_LABELS |= {"rouge_l": "ROUGE-L", "item_f1": "item F1"}
 LOWER_IS_BETTER = frozenset({"answer_loss"})
 
 

@@ -24,6 +24,7 @@ class Gold:
         choices: Options, for a form that has them.
         answer_index: The index of the gold option.
         details: Further data of the form, as JSON values by name.
+        question: The question, for a form with another `asks_in`; "": the row's `question`.
     """
 
     answer: str
@@ -31,6 +32,7 @@ class Gold:
     choices: tuple[str, ...] | None = None
     answer_index: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Key:
         options: The allowed texts; empty: any.
         several: Whether a list of texts is accepted, and joined by commas.
         needed: Whether a reply without it is no pair.
+        lines: Whether white space and line breaks inside the text are kept.
+        items: Whether it is a list of texts; `content` gets one a line.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Key:
     options: tuple[str, ...] = ()
     several: bool = False
     needed: bool = True
+    lines: bool = False
+    items: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Heard:
     """The target's response to a test question.
 
     Attributes:
-        text: Its answer, decoded greedily up to the end of the line; "" for a form that decodes nothing.
+        text: Its answer, decoded greedily up to the end of the line, or of the text for a form with `lines`; "" for a
+            form that decodes nothing.
         means: Mean log-likelihood per token of each of the form's `candidates`, in nats.
         tolerance: The recipe's `evaluation.tolerance` for figures, relative.
     """
@@ -84,7 +91,7 @@ class Marks:
 
     Attributes:
         prediction: The answer, for people.
-        correct: Counts for the accuracy.
+        correct: Counts for the accuracy; None where no answer is simply right or wrong.
         loss_of: The index of the candidate whose negative log-likelihood is the answer loss.
         exact_match: For a decoded answer: it equals an accepted one.
         token_f1: For a decoded answer: token F1 against the best accepted one.
@@ -94,7 +101,7 @@ class Marks:
     """
 
     prediction: str
-    correct: bool
+    correct: bool | None
     loss_of: int = 0
     exact_match: bool | None = None
     token_f1: float | None = None
@@ -136,6 +143,10 @@ class QuestionForm(Protocol):
         decodes: Whether the evaluation decodes an answer of the target, which takes time.
         free_length: Whether the length of an answer is free, so that advice about it makes sense.
         demos: The worked examples of its prompts.
+        lines: Whether an answer has lines, whose white space is kept from the row or the reply to the dataset.
+        question_label: Label of a question in the plain layout, for targets without a chat template.
+        answer_label: Label of an answer there.
+        asks_in: The column that holds the question.
         checks: The form's validity checks, by name: a function of a pair of this form and a `Looked` that returns None,
             or the reason why the pair fails. Its docstring appears in tables.
 
@@ -153,6 +164,10 @@ class QuestionForm(Protocol):
     decodes: ClassVar[bool] = True
     free_length: ClassVar[bool] = True
     demos: ClassVar[tuple[Demo, ...]] = DEMOS
+    lines: ClassVar[bool] = False
+    question_label: ClassVar[str] = "Question"
+    answer_label: ClassVar[str] = "Answer"
+    asks_in: ClassVar[str] = "question"
     checks: ClassVar[Mapping[str, FormCheck]] = {}
 
     def fitted(self, questions: Sequence[Question]) -> QuestionForm:
@@ -211,7 +226,8 @@ class QuestionForm(Protocol):
         """The pair in a reply.
 
         Args:
-            reply: A text of one line for each of the `reply_keys`, none of the needed ones empty.
+            reply: A text for each of the `reply_keys`, of one line unless the key says `lines` or `items`; none of the
+                needed ones is empty.
             seed: Of the pair, for random choices.
 
         Raises:
@@ -228,18 +244,34 @@ class QuestionForm(Protocol):
         """Whether the figures of the answer follow from others, which a check of the form verifies."""
         return False
 
+    def checked(self, pair: Pair, check: str) -> Pair | None:
+        """What a general check sees of a pair: a question and an answer of one line each.
+
+        Args:
+            pair: The pair.
+            check: Name of the check, such as `length`.
+
+        Returns:
+            The pair; None where the check says nothing about this form.
+        """
+        return pair
+
     def parts(self, item: Question | Pair) -> tuple[str, ...]:
         """The question, then the lines shown below it, such as options; for tables and to compare questions."""
         return (item.question, *(item.choices or ()))
 
     def prompt(self, item: Question | Pair) -> str:
-        """The target's prompt between `Question: ` and `Answer:`."""
+        """The question as the target sees it: the user's turn, or what follows `Question: ` in the plain layout."""
         first, *rest = self.parts(item)
         return "\n".join([first.strip(), *(f"- {' '.join(part.split())}" for part in rest)])
 
     def answer(self, item: Question | Pair) -> str:
-        """The target's completion after `Answer: `."""
+        """The answer as the target learns it."""
         return item.answer
+
+    def turns(self, item: Question | Pair) -> tuple[tuple[str, str], ...]:
+        """Each `prompt` with its `answer`, in order; more than one in a dialogue, which learns all answers."""
+        return ((self.prompt(item), self.answer(item)),)
 
     def candidates(self, question: Question) -> tuple[str | None, ...]:
         """Answers to evaluate the likelihood of; None is the question's `answer`."""

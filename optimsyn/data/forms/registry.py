@@ -11,10 +11,15 @@ from typing import Any
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import FORMS
 from optimsyn.base.source_identity import source_identity
+from optimsyn.data.forms.code import Code
+from optimsyn.data.forms.dialogue import Dialogue
 from optimsyn.data.forms.figure import FigureQuestion
 from optimsyn.data.forms.form import QuestionForm
 from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.items import ItemList
+from optimsyn.data.forms.long_answer import LongAnswer
 from optimsyn.data.forms.multiple_choice import MultipleChoice, has_options
+from optimsyn.data.forms.reasoning import Reasoning
 from optimsyn.data.forms.true_false import TrueFalse
 from optimsyn.data.records import Pair, Question
 
@@ -55,15 +60,18 @@ def _of_read_row(kind: type) -> Any:
     return next((base for base in kind.__mro__ if "read_row" in vars(base)), kind)
 
 
-FORMS.provide(
-    {
-        "free": Free(),
-        "multiple_choice": MultipleChoice(),
-        "true_false": TrueFalse(),
-        "figure": FigureQuestion(),
-    },
-    _problem,
-)
+_BUILT_IN: dict[str, QuestionForm] = {
+    "free": Free(),
+    "multiple_choice": MultipleChoice(),
+    "true_false": TrueFalse(),
+    "figure": FigureQuestion(),
+    "long_answer": LongAnswer(),
+    "list": ItemList(),
+    "code": Code(),
+    "reasoning": Reasoning(),
+    "dialogue": Dialogue(),
+}
+FORMS.provide(_BUILT_IN, _problem)
 
 
 @cache

@@ -48,9 +48,9 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         shares = [] if scores.token_shares is None else [float(share) for share in scores.token_shares[index]]
         cut = answer_pieces(target.tokenizer, pair, target.max_length)
         encoded = target.encode(pair)
-        if len(shares) == encoded.label_tokens - encoded.end_tokens:
-            # With end_of_pairs 0 the end of the text does not count and has no share.
-            shares += [0.0] * encoded.end_tokens
+        if len(shares) == encoded.label_tokens - encoded.end_tokens - len(encoded.earlier_ends):
+            # With end_of_pairs 0 the ends of turns do not count and have no share.
+            shares = [0.0] * len(encoded.earlier_ends) + shares + [0.0] * encoded.end_tokens
         if sum(count for _, count in cut) != len(shares):
             raise ModelError(
                 f"pair {pair.id!r}: {len(shares)} token shares for {sum(count for _, count in cut)} tokens; does the "
@@ -65,9 +65,9 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         rows.append(
             PairShares(
                 id=pair.id,
-                question=question,
+                question=question if pair.choices else "\n".join((question, *below)),
                 answer=answer,
-                choices=tuple(below) or None,
+                choices=tuple(below) if pair.choices else None,
                 influence=total,
                 remainder=total - math.fsum(shares),
                 pieces=tuple(pieces),

@@ -16,10 +16,12 @@ def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: in
 
     Returns:
         For each piece its text and its number of tokens, in order. A last piece without text holds the tokens that
-        mark the end, where the target learns them. Together these are the label tokens of `encode`.
+        mark the end, where the target learns them. Of a dialogue the first piece, an ellipsis, holds the earlier
+        answers. Together these are the label tokens of `encode`.
     """
     tokens, _ = fitted(tokenizer, as_sample(item), max_length)
     pieces: list[tuple[str, int]] = []
+    earlier = sum(place < tokens.first for place in tokens.learned)
     cut, waiting, ending = tokens.start, 0, 0
     for begin, end in _label_offsets(tokenizer, tokens):
         if begin >= tokens.stop:
@@ -36,6 +38,7 @@ def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: in
             waiting += 1
     text, count = pieces[-1]
     pieces[-1] = (text + tokens.text[cut : tokens.stop], count + waiting)
+    pieces = [("… ", earlier), *pieces] if earlier else pieces
     return [*pieces, ("", ending)] if ending else pieces
 
 
@@ -45,14 +48,16 @@ def _label_offsets(tokenizer: Any, tokens: Tokens) -> list[tuple[int, int]]:
     if tokens.offsets is None:
         return _decoded_offsets(tokenizer, tokens)
     # A marker that the tokenizer adds itself has no place in the text and says (0, 0).
-    labels = [behind if tuple(span) == (0, 0) else span for span in tokens.offsets[tokens.first :]]
-    return labels + [behind] * (len(tokens.ids) - len(tokens.offsets))
+    spans = [*tokens.offsets, *[(0, 0)] * (len(tokens.ids) - len(tokens.offsets))]
+    return [
+        behind if tuple(spans[place]) == (0, 0) else spans[place] for place in tokens.learned if place >= tokens.first
+    ]
 
 
 def _decoded_offsets(tokenizer: Any, tokens: Tokens) -> list[tuple[int, int]]:
     """The same for a tokenizer without offsets: the text is walked along with what ever more tokens decode to."""
     places = [place for place in range(tokens.start, tokens.stop) if not tokens.text[place].isspace()]
-    labels = tokens.ids[tokens.first :]
+    labels = [tokens.ids[place] for place in tokens.learned if place >= tokens.first]
     offsets, cut = [], tokens.start
     for count, token in enumerate(labels, 1):
         if token in tokenizer.all_special_ids:

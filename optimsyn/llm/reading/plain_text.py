@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,15 @@ _DROPPED: dict[int, str | None] = {
     **dict.fromkeys([0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080), *range(0xFDD0, 0xFDF0)]),
     **dict.fromkeys(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
 }
+
+
+# LaTeX in JSON whose backslash was not doubled: `\frac` is read as a form feed and `rac`. The commands whose escape is
+# a letter of JSON; after a line break only those that begin no word.
+_HALF_COMMANDS = re.compile(
+    "\f(?=[a-z])|\x08(?=[a-z])|\t(?=(?:imes|ext\\w*|heta|au|frac|ilde|riangle|an|anh|op|o)\\b)"
+    "|\r(?=(?:ho|ight\\w*|angle|m|floor|ceil)\\b)|\n(?=(?:abla|eq)\\b)"
+)
+_LETTERS = {"\f": "\\f", "\x08": "\\b", "\t": "\\t", "\r": "\\r", "\n": "\\n"}
 
 
 class Number(str):
@@ -71,6 +81,27 @@ def one_line(value: Any, *, several: bool = False, depth: int = 0) -> str:
         lines = [line for item in value if (line := one_line(item, several=several, depth=depth + 1))]
         return lines[0] if len(lines) == 1 else ", ".join(lines) if several else ""
     return ""
+
+
+def many_lines(value: Any) -> str:
+    """A reply's field as a text with its own line breaks and blanks; "" if it has no sensible text.
+
+    A list of texts is one paragraph or line each. LaTeX commands that JSON has cut are mended.
+    """
+    if isinstance(value, str):
+        mended = _HALF_COMMANDS.sub(lambda match: _LETTERS[match.group()], value)
+        text = storable(mended.replace("\r\n", "\n").replace("\r", "\n"))
+        return re.sub(r"\A(?:[^\S\n]*\n)+|\s+\Z", "", text)
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return "\n".join(filter(None, map(many_lines, value)))
+    return one_line(value, several=True)
+
+
+def item_lines(value: Any) -> str:
+    """A reply's list of items, one a line; a text stays as it is."""
+    if isinstance(value, list | tuple):
+        return "\n".join(filter(None, (one_line(item, several=True) for item in value)))
+    return many_lines(value)
 
 
 def _of_object(value: Mapping[Any, Any], several: bool, depth: int) -> str:

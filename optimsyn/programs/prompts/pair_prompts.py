@@ -7,6 +7,7 @@ llama.cpp server has read of a passage serves every rubric that is tried on it.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms import QuestionForm
@@ -26,6 +27,8 @@ def writer_knows(form: QuestionForm) -> bool:
     It leaves out keys that need not be there. For other keys or verdicts it ignores even worked examples.
     """
     keys = form.reply_keys()
+    if any(key.lines or key.items for key in keys):
+        return False
     if {key.name for key in keys if key.needed} != {"question", "answer"}:
         return type(form) is MultipleChoice
     return not any(key.options for key in keys) or form.described() == _VERDICTS
@@ -83,9 +86,11 @@ def chat_messages(form: QuestionForm, passage: str, rubric: Rubric | None, seed:
     return chat_turns(task, turns, _ask(passage, rubric))
 
 
-def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, str]:
+def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, Any]:
     """The reply that a demonstration shows for one form of pair."""
-    return {"quote": demo.quote, **form.demonstration(demo)}
+    items = {key.name for key in form.reply_keys() if key.items}
+    shown = form.demonstration(demo).items()
+    return {"quote": demo.quote, **{name: text.splitlines() if name in items else text for name, text in shown}}
 
 
 def open_schema(form: QuestionForm, seed: int = 0) -> Schema:
@@ -96,7 +101,11 @@ def open_schema(form: QuestionForm, seed: int = 0) -> Schema:
     (`optimsyn.programs.checks.check_grounded`).
     """
     line: Schema = {"type": "string"}
-    keys = {key.name: line | ({"enum": list(key.options)} if key.options else {}) for key in form.reply_keys(seed)}
+    keys: dict[str, Schema] = {}
+    for key in form.reply_keys(seed):
+        keys[key.name] = line | ({"enum": list(key.options)} if key.options else {})
+        if key.items:
+            keys[key.name] = {"type": "array", "items": line}
     return object_schema({"quote": line, **keys})
 
 
@@ -109,5 +118,5 @@ def _compact(rubric: Rubric) -> str:
     return "; ".join(" ".join(value.split()).rstrip(".;") for value in rubric.model_dump().values())
 
 
-def _json(value: dict[str, str]) -> str:
+def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -163,8 +163,9 @@ class Questions(Section):
     test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
     form: Annotated[str | None, named(FORMS)] = Field(
         None,
-        description="Form of the questions: `free`, `multiple_choice`, `true_false`, `figure`, or one of your own, "
-        "registered or as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
+        description="Form of the questions: `free`, `multiple_choice`, `true_false`, `figure`, `long_answer`, `list`, "
+        "`code`, `reasoning`, `dialogue`, or one of your own, registered or as `package.module:name`; null: multiple choice "
+        "where a row has `choices`, else free.",
     )
     show_form: bool = Field(
         True,

@@ -127,7 +127,8 @@ def values_of(rows: Iterable[Mapping[str, Any]], questions: Mapping[str, Mapping
     for row in rows:
         name, choice = str(row["id"]), choice_loss(row, questions.get(str(row["id"]), {}))
         values["answer_loss"][name] = float(row["loss"])
-        values["accuracy"][name] = float(row["correct"])
+        if row["correct"] is not None:
+            values["accuracy"][name] = float(row["correct"])
         values["loss"][name] = float(row["loss"]) if choice is None else choice
         if choice is not None:
             values["choice_loss"][name] = choice
