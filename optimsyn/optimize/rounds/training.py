@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.errors import ModelError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.rounds.judged import Rubric, best, preferences
+from optimsyn.target.adapter import in_own_dtype
 
 if TYPE_CHECKING:
     from optimsyn.optimize.policy_task import PolicyTask
@@ -51,7 +52,10 @@ def on_the_best(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence
     if not rows:
         return Trained(0)
     arguments = _arguments(SFTConfig, task, model, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    with in_own_dtype(model):
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
     return _train(trainer, len(rows))
 
 
@@ -71,12 +75,13 @@ def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Seque
     ]
     if not rows:
         return Trained(0)
-    trainer = TokensAsSampled(
-        model=model,
-        args=_arguments(DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+    arguments = _arguments(
+        DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0
     )
+    with in_own_dtype(model):
+        trainer = TokensAsSampled(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
     try:
         return _train(trainer, len(rows))
     finally:
