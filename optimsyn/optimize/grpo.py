@@ -136,6 +136,8 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
         seed=task.seed,
         # A model's own dropout would only add noise between what was sampled and what is trained on.
         disable_dropout=config.lora.dropout == 0,
+        # The routers of a mixture of experts are frozen; the adapter is trained for the reward alone.
+        router_aux_loss_coef=0.0,
         shuffle_dataset=False,
         # TRL turns bf16 and gradient checkpointing on by default; on a CPU the first is slow and the second needless.
         use_cpu=on_cpu,

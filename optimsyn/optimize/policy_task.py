@@ -108,6 +108,8 @@ class PolicyTask:
         tokenizer.padding_side = "left"
         # TRL ends a completion at every end token that the model's generation config declares.
         model.generation_config.eos_token_id = end_ids(model, tokenizer)
+        if self.config.lora.dropout == 0:
+            _drop_nothing(model)
         if tokenizer.chat_template is None:
             _end_at_blank_line(model, tokenizer)
         return model, tokenizer
@@ -299,6 +301,17 @@ class TrlReward:
         reward = self._task.reward
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         reward.write_ahead(requests_of(completions, columns, reward.source, None))
+
+
+def _drop_nothing(model: Any) -> None:
+    """Switches a model's own dropout off, which would be noise between what was sampled and what is trained on.
+
+    TRL does it for modules of dropout only, and some models (OPT) call the function.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _end_at_blank_line(model: Any, tokenizer: Any) -> None:

@@ -112,6 +112,7 @@ def _arguments(kind: Any, task: PolicyTask, model: Any, **own: Any) -> Any:
         seed=derive_seed(task.seed, "rounds"),
         use_cpu=on_cpu,
         bf16=not on_cpu and model.dtype == torch.bfloat16,
+        router_aux_loss_coef=0.0,
         gradient_checkpointing=not on_cpu,
         dataloader_pin_memory=not on_cpu,
         # A round's training is repeated after a kill: it is short beside the sampling and judging, which are kept.
