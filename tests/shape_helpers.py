@@ -52,9 +52,7 @@ def _gemma4() -> Any:
         **_TEXT, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 8,
         "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 360, "num_kv_shared_layers": 0,
     }  # fmt: skip
-    vision = {
-        **_VISION, "global_head_dim": 8, "use_clipped_linears": True, "position_embedding_size": 16, "pooling_kernel_size": 2,
-    }  # fmt: skip
+    vision = {**_VISION, "global_head_dim": 8, "use_clipped_linears": True, "position_embedding_size": 16}
     return Gemma4Config(text_config=text, vision_config=vision, audio_config=None, **_image_ids())
 
 
@@ -67,7 +65,10 @@ def _mistral3() -> Any:
 
     vision = {**_VISION, "model_type": "pixtral", "num_channels": 3, "rope_parameters": {"rope_theta": 10000.0}}
     return Mistral3Config(
-        text_config={**_TEXT, "model_type": "mistral"}, vision_config=vision, image_token_index=352, spatial_merge_size=1
+        text_config={**_TEXT, "model_type": "mistral"},
+        vision_config=vision,
+        image_token_index=352,
+        spatial_merge_size=1,
     )
 
 

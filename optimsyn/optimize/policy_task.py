@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import ModelError, StageError
+from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage

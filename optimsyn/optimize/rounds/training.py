@@ -75,9 +75,7 @@ def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Seque
     ]
     if not rows:
         return Trained(0)
-    arguments = _arguments(
-        DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0
-    )
+    arguments = _arguments(DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0)
     with in_own_dtype(model):
         trainer = TokensAsSampled(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
