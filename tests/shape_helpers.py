@@ -78,6 +78,13 @@ def _qwen3() -> Any:
     return Qwen3Config(**_TEXT)
 
 
+def _qwen3_wide() -> Any:
+    """Wide enough for the blocks of 64 in which 4 bits are packed."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**{**_TEXT, "hidden_size": 128, "intermediate_size": 128, "head_dim": 32})
+
+
 def _qwen3_moe() -> Any:
     from transformers import Qwen3MoeConfig
 
@@ -167,6 +174,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "gemma4-multimodal": (_gemma4, _ATTENTION),
     "mistral3-multimodal": (_mistral3, _ATTENTION),
     "qwen3": (_qwen3, _ATTENTION),
+    "qwen3-wide": (_qwen3_wide, _ATTENTION),
     "qwen3-moe": (_qwen3_moe, _ATTENTION),
     "qwen3.5-text": (_qwen3_5, (*_ATTENTION, "in_proj_qkv", "out_proj")),
     "smollm3": (_smollm3, _ATTENTION),

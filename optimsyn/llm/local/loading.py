@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def load_causal_lm(
         ModelError: The model is missing, gated, unreachable, too large, or not a causal language model; the message
             says which and what to do.
     """
+    # It logs a line for each product of a model in 8 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(spec)
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec.dtype, device)
@@ -263,15 +266,15 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Keeps transformers' progress bars out of notebooks, and restores the setting."""
-    from transformers.utils import logging
+    from transformers.utils import logging as hugging_face
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    enabled = hugging_face.is_progress_bar_enabled()
+    hugging_face.disable_progress_bar()
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            hugging_face.enable_progress_bar()
 
 
 @contextmanager
