@@ -37,6 +37,9 @@ from optimsyn.training.evaluation import evaluate, use_adapter
 from optimsyn.training.fine_tuning import fine_tune
 
 EXPERTS = ("qwen3-moe", "gpt-oss", "granite4")
+# The quick suite takes one of each kind: beside a tower, with experts, with dropout.
+QUICK = ("gemma3-multimodal", "qwen3-moe", "gpt2")
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SHAPES if name != "qwen3-wide"]
 BITS = importlib.util.find_spec("bitsandbytes") is not None
 LINEAR = Influence(estimator="adam_linear", normalization="dot")
 
@@ -120,9 +123,8 @@ def goes_through(spec: TargetSpec, name: str, folder: Path) -> None:
         assert load_causal_lm(plain, adapter=policy.adapter)[0] is not None
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("any_text_is_a_rubric")
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "qwen3-wide"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shape_goes_through(name: str, folder_of: Any, tmp_path: Path) -> None:
     spec = spec_of(folder_of(name), name)
     recipe = recipe_with(spec, rubric=ModelSpec(name=spec.name), lora=spec.lora)
@@ -132,7 +134,7 @@ def test_a_shape_goes_through(name: str, folder_of: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "qwen3-wide"])
+@pytest.mark.parametrize("name", NAMES)
 def test_fast_ways_are_right_or_refuse(name: str, folder_of: Any) -> None:
     target, pairs, questions = warmed(spec_of(folder_of(name), name)), make_pairs(4), QUESTIONS[:3]
     wanted = plain_scores(target, pairs, questions, LINEAR).total
@@ -222,8 +224,7 @@ def test_layers_are_named_as_peft_names_them(folder_of: Any) -> None:
     assert adapted(Lora(r=2, target_modules=("q_proj",), exclude_modules=r".*\.0\..*")) == {"1.self_attn.q_proj"}
     assert len(adapted(Lora(r=2, target_modules="all-linear"))) == 14
     target = Target.load(spec_of(folder, "qwen3", lora=Lora(r=4, alpha=8, rslora=True)))
-    layer = next(module for module in target.model.modules() if hasattr(module, "scaling") and module.scaling)
-    assert isinstance(layer.scaling, dict)
+    layer = next(m for m in target.model.modules() if isinstance(getattr(m, "scaling", None), dict) and m.scaling)
     assert layer.scaling["default"] == pytest.approx(8 / 2)
 
 
@@ -237,15 +238,11 @@ def test_what_cannot_work_is_refused_before_anything_is_bought(folder_of: Any, t
     assert "is left for the adapter; a string is a regular expression for a layer's whole name" in refusal(
         folder_of("qwen3"), "qwen3", lora=Lora(target_modules="q_proj")
     )
-    assert "sees the tokens of all pairs joined" in refusal(
-        folder_of("opt"), "opt", lora=Lora(target_modules=("fc1",))
-    )
+    assert "sees the tokens of all pairs joined" in refusal(folder_of("opt"), "opt", lora=Lora(target_modules=("fc1",)))
     assert "is a Qwen3MLP, and an adapter goes to linear layers; its inner layer is model.layers.0.mlp." in (
         refusal(folder_of("qwen3"), "qwen3", lora=Lora(target_modules=("mlp",))).replace("\n", " ")
     )
-    assert "Mamba-based models" in refusal(
-        folder_of("falcon-h1"), "falcon-h1", lora=Lora(target_modules=("out_proj",))
-    )
+    assert "Mamba-based models" in refusal(folder_of("falcon-h1"), "falcon-h1", lora=Lora(target_modules=("out_proj",)))
     assert "the experts of a mixture" in refusal(
         folder_of("qwen3-moe"), "qwen3-moe", lora=Lora(target_modules="all-linear")
     )
@@ -275,11 +272,16 @@ def test_recipes_refuse_what_no_shape_can() -> None:
     assert "so they cannot be trained" in problem(
         {"models.target": {**local, "quantization": "4bit", "full_weights": ["o_proj"]}}
     )
-    assert "quantization is for local models" in problem({"models.generator": {"name": "embedded", "quantization": "8bit"}})
+    assert "quantization is for local models" in problem(
+        {"models.generator": {"name": "embedded", "quantization": "8bit"}}
+    )
     assert "device names one (cpu)" in problem({"models.target": {**local, "device_map": "auto", "device": "cpu"}})
     assert "is not a regular expression" in problem({"models.target": {**local, "lora": {"target_modules": "("}}})
     assert "twin does not work on a target in 4bit" in problem(
-        {"models.target": {**local, "quantization": "4bit"}, "influence": {"method": "twin", "estimator": "adam_linear"}}
+        {
+            "models.target": {**local, "quantization": "4bit"},
+            "influence": {"method": "twin", "estimator": "adam_linear"},
+        }
     )
     if not BITS:
         spec = TargetSpec(name="/absent", quantization="4bit")
@@ -322,9 +324,7 @@ def test_a_base_model_stops_at_the_end_token_of_its_template(folder_of: Any) -> 
         model.lm_head.weight.zero_()
         model.get_output_embeddings().weight[end] = 0.0
     head = model.get_output_embeddings()
-    hook = head.register_forward_hook(
-        lambda module, inputs, output: output.index_fill(-1, torch.tensor([end]), 50.0)
-    )
+    hook = head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor([end]), 50.0))
     try:
         (reply,) = generate(model, tokenizer, [Row(encoded.prompt_ids, 0.0, 8, 1)])
         rows = evaluate(target, QUESTIONS[:1], Evaluation(batch_size=1, max_new_tokens=8))
@@ -337,8 +337,8 @@ def test_a_base_model_stops_at_the_end_token_of_its_template(folder_of: Any) -> 
 @pytest.mark.parametrize(
     "stated",
     [
-        "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-        "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}\n",
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}\n",
         "{% set today = strftime_now('%d %B %Y') %}Today: {{ today }}\n",
         "{% macro head() %}Date: {{ strftime_now('%Y-%m-%d') }}\n{% endmacro %}{{ head() }}",
     ],

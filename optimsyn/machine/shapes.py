@@ -171,7 +171,8 @@ def _refuse_method(model: Any, method: str) -> None:
         return
     from optimsyn.influence.derivative.smoothness import Choosing
 
-    with Choosing() as choice:
+    choice = Choosing()
+    with choice:
         forward = _forward(model, masked=True) is not None or _forward(model, masked=False) is not None
     if choice.found is not None or (not forward and _has_experts(model)):
         raise ModelError(

@@ -370,8 +370,8 @@ class Recipe(Shown, Section):
         if (method, quantization) in (("twin", "4bit"), ("twin", "8bit"), ("forward", "8bit")):
             why = "rounds small differences of losses away" if method == "twin" else "has no forward-mode derivative"
             wrong.append(
-                f"influence.method: {method} does not work on a target in {quantization}, which {why}; set it to auto or "
-                "exact"
+                f"influence.method: {method} does not work on a target in {quantization}, which {why}; set it to auto "
+                "or exact"
             )
         if self.optimizers.policy.enabled and self.models.rubric.provider in ("litellm", "own"):
             wrong.append(

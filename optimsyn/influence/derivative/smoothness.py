@@ -22,7 +22,8 @@ def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encod
     """
     encoded = [item if isinstance(item, Encoded) else target.encode(item) for item in samples]
     (batch,) = target.batches([min(encoded, key=lambda item: len(item.input_ids))])
-    with target.scoring(), torch.no_grad(), Choosing() as watch:
+    watch = Choosing()
+    with target.scoring(), torch.no_grad(), watch:
         target.losses(batch)
     return watch.found
 
