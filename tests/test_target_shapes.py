@@ -338,7 +338,8 @@ def test_a_base_model_stops_at_the_end_token_of_its_template(folder_of: Any) -> 
     "stated",
     [
         "{% if not date_string is defined %}{% if strftime_now is defined %}"
-        "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}\n",
+        "{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}\n",
         "{% set today = strftime_now('%d %B %Y') %}Today: {{ today }}\n",
         "{% macro head() %}Date: {{ strftime_now('%Y-%m-%d') }}\n{% endmacro %}{{ head() }}",
     ],
