@@ -23,6 +23,7 @@ from optimsyn.influence.reference.plain import plain_scores
 from optimsyn.llm.control_tokens import end_ids, rendered, template_end
 from optimsyn.llm.local.generation import Row, generate
 from optimsyn.llm.local.loading import load_causal_lm
+from optimsyn.machine.preflight import validate
 from optimsyn.machine.shapes import shape_problems
 from optimsyn.optimize.policy import PolicyResult, train_policy
 from optimsyn.optimize.policy_task import PolicyTask
@@ -363,3 +364,11 @@ def test_a_template_that_prints_the_date_prints_one_day(stated: str, monkeypatch
 
     monkeypatch.setattr(utils, "datetime", Later)
     assert texts() == first
+
+
+def test_validate_looks_at_the_shape(folder_of: Any) -> None:
+    good = validate(recipe_with(spec_of(folder_of("gemma3-multimodal"), "gemma3-multimodal")), offline=True)
+    assert good.problems == []
+    wrong = recipe_with(TargetSpec(name="embedded"), ModelSpec(name=str(folder_of("phi3")), device="cpu"), Lora())
+    (problem,) = validate(wrong, offline=True).problems
+    assert problem.startswith("optimizers.policy.lora.target_modules: this Phi3ForCausalLM has no layer called q_proj")
