@@ -17,7 +17,7 @@ from optimsyn.target.target import Target, train_full_weights
 
 
 def test_a_recipe_names_layers_and_their_scores_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(spec: Any) -> Any:
+    def load(spec: Any, **_: Any) -> Any:
         return tiny("llama"), byte_tokenizer()
 
     monkeypatch.setattr("optimsyn.llm.local.loading.load_causal_lm", load)

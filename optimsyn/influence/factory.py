@@ -23,6 +23,7 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
 from optimsyn.recipe.sections.influence import BUILT_IN_SCORER, Influence
+from optimsyn.target.adapter import is_quantised
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, is_narrow
 
@@ -212,6 +213,9 @@ def _methods(
         if "twin" in methods and narrow:
             methods.remove("twin")
             passed.append("twin is not tried in 16 bits, which round small differences of losses away")
+        elif "twin" in methods and is_quantised(exact.target.model):
+            methods.remove("twin")
+            passed.append("twin is not tried on quantised weights, which round small differences of losses away")
         elif "twin" in methods and (choice := choice_of(exact.target, questions)) is not None:
             methods.remove("twin")
             passed.append(f"twin does not work with a model that chooses among its layers ({choice})")

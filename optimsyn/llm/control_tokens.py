@@ -34,6 +34,8 @@ _SAME_DAY = (
     )
     + " }}{% endmacro %}{{ '' }}"
 )
+# Stands for a reply while the end of a template is looked for.
+_REPLY = "OPTIMSYN-REPLY-GOES-HERE"
 # Two ranges of private-use characters: placeholders in texts, and new names of control tokens in a copied tokenizer.
 _STAND_INS = 0x100000
 _NAMES = 0xF0000
@@ -230,6 +232,34 @@ def rendered(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any)
         options["chat_template"] = _SAME_DAY + template
     text: str = tokenizer.apply_chat_template(masked, tokenize=False, **options)
     return text
+
+
+def template_end(tokenizer: Any) -> int | None:
+    """The control token with which the chat template ends an assistant's message; None where it has none.
+
+    Models learn to stop there, also base models whose own end token is another.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        _, found, after = rendered(tokenizer, messages).rpartition(_REPLY)
+    except TemplateError:
+        return None  # a template for other conversations; rendering those says what is wrong
+    controls = controls_of(tokenizer)
+    after = after.strip()
+    string = next((string for string in controls.strings if after.startswith(string)), None)
+    return None if not found or string is None else int(tokenizer.convert_tokens_to_ids(string))
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Sorted tokens that end a reply: the model's own (often several), the tokenizer's and the chat template's."""
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = list(declared) if isinstance(declared, list | tuple) else [declared]
+    ends = [*own, tokenizer.eos_token_id, template_end(tokenizer)]
+    return sorted({int(end) for end in ends if end is not None})
 
 
 def data_ids(tokenizer: Any, text: str) -> list[int]:

@@ -282,7 +282,8 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
         result.problems.append(f"{where}: {error}")
         return result
     count = parameters_in(folder, names)
-    if isinstance(spec, TargetSpec) and names and not spec.full_weights:
+    # `optimsyn.machine.shapes` looks more closely, but only at models that transformers knows.
+    if isinstance(spec, TargetSpec) and names and not spec.full_weights and isinstance(spec.lora.target_modules, tuple):
         missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
         if missing:
             layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
@@ -327,6 +328,8 @@ def _folder_problem(folder: Path) -> str | None:
 
 
 def _with_size(result: Availability, parameters: int, spec: ModelSpec) -> Availability:
+    if spec.quantization is not None:
+        return replace(result, weight_bytes=parameters if spec.quantization == "8bit" else parameters * 5 // 8)
     return replace(result, weight_bytes=parameters * BYTES_A_WEIGHT[chosen_dtype(spec.dtype, gpu=result.gpu)])
 
 

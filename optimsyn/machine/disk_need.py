@@ -183,12 +183,17 @@ def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
 
 def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
     """Parameters of a LoRA: rank * (rows + columns) for each of its layers."""
+    names = lora.target_modules
     if spec.provider == "embedded":
-        return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, len(lora.target_modules) / 4))
+        # Seven linear layers in each block, which a pattern may all name.
+        return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, (7 if isinstance(names, str) else len(names)) / 4))
+    every = names == "all-linear"
+    pattern = re.compile(names) if isinstance(names, str) and not every else None
     count = sum(
         lora.r * sum(shape)
         for name, shape in _shapes(spec)
-        if len(shape) == 2 and name.rsplit(".", 1)[-1] in lora.target_modules
+        if len(shape) == 2
+        and (every or (pattern.fullmatch(name) if pattern is not None else name.rsplit(".", 1)[-1] in names))
     )
     return count or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
 

@@ -19,6 +19,7 @@ from optimsyn.machine.availability import Availability, availability, device_pro
 from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets
 from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
+from optimsyn.machine.shapes import is_looked_at
 from optimsyn.optimize.methods import method_problems
 from optimsyn.recipe.recipe import Recipe, Source
 from optimsyn.recipe.sections.arms import idle_optimizers
@@ -81,6 +82,8 @@ def validate(
         if offline:
             preflight.unchecked = _on_hub_only(recipe) + [text for model in availabilities for text in model.unchecked]
         _add_models(availabilities, preflight, here)
+        if deep:
+            _check_shapes(recipe, availabilities, preflight, network)
     if network and ask:
         problems, notes = service_findings(recipe, availabilities)
         preflight.problems += problems
@@ -349,6 +352,18 @@ def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
                 f"(`linear = True`), which {needs[0]} needs; set influence.method to auto or exact, and reward.given "
                 "to nothing"
             )
+
+
+def _check_shapes(recipe: Recipe, models: Sequence[Availability], preflight: Preflight, network: bool) -> None:
+    """Checks that local models take the adapters of the recipe; PyTorch is imported only where there is one."""
+    named = {"target": recipe.models.target, **recipe.models.writers}
+    for model in models:
+        spec = named[model.role]
+        if model.problems or not is_looked_at(recipe, model.role, spec, network=network):
+            continue
+        from optimsyn.machine.shapes import shape_problems
+
+        preflight.problems += shape_problems(recipe, model.role, spec)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.history import History
-from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.optimize.policy_task import LORA, PolicyTask
 from optimsyn.optimize.quiet import quiet
 from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, saved_weights
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
@@ -78,23 +78,25 @@ def _build_trainer(task: PolicyTask, callback: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
 
     from optimsyn.optimize.shared_prompt import SharedPromptTrainer
+    from optimsyn.target.adapter import explained, in_own_dtype, lora_config, refuse_misplaced
 
     model, tokenizer = task.load_model()
+    lora = None
     if task.start is not None:
         model = task.with_lora(model)
-    try:
+    else:
+        refuse_misplaced(model, task.config.lora, field=LORA)
+        lora = lora_config(task.config.lora, model)
+    with explained(LORA, model), in_own_dtype(model):
         trainer = SharedPromptTrainer(
             model=model,
             reward_funcs=task.trl_reward,
             args=_arguments(task, model),
             train_dataset=Dataset.from_list(task.rows(tokenizer)),
             processing_class=tokenizer,
-            peft_config=None if task.start is not None else task.lora(),
+            peft_config=lora,
             callbacks=[callback],
         )
-    except ValueError as error:
-        task.refuse_modules(error)
-        raise
     trainer.meter = task.reward.options.meter
     trainer.write_ahead = task.trl_reward.write_ahead
     trainer.remove_callback(PrinterCallback)
@@ -134,6 +136,8 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
         seed=task.seed,
         # A model's own dropout would only add noise between what was sampled and what is trained on.
         disable_dropout=config.lora.dropout == 0,
+        # The routers of a mixture of experts are frozen; the adapter is trained for the reward alone.
+        router_aux_loss_coef=0.0,
         shuffle_dataset=False,
         # TRL turns bf16 and gradient checkpointing on by default; on a CPU the first is slow and the second needless.
         use_cpu=on_cpu,

@@ -83,7 +83,7 @@ def _identity(task: PolicyTask) -> Identity:
     template = task.spec.chat_template_kwargs
     return Identity.of(
         {
-            "models.rubric": task.spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
+            "models.rubric": task.spec.model_dump(mode="json", include={"name", "revision", "dtype", "quantization"}),
             **({} if template is None else {"models.rubric.chat_template_kwargs": template}),
             **({} if task.start is None else {"the adapter that it begins from": folder_fingerprint(task.start)}),
             "optimizers.policy": config,

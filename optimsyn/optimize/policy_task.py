@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import ModelError, StageError
+from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from optimsyn.reward.reward import InfluenceReward
 
 OUTCOME = "outcome.json"
+LORA = "optimizers.policy.lora"
+"""The recipe's field of the policy's adapter."""
 # The rubrics that a method in rounds has sampled, with their tokens and rewards.
 RUBRICS = "rubrics.jsonl"
 LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
@@ -99,35 +101,29 @@ class PolicyTask:
 
     def load_model(self) -> tuple[Any, Any]:
         """The rubric model and its tokenizer, padded on the left as for sampling."""
+        from optimsyn.llm.control_tokens import end_ids
         from optimsyn.llm.local.loading import load_causal_lm
 
-        model, tokenizer = (self.load or load_causal_lm)(self.spec)
+        model, tokenizer = (self.load or functools.partial(load_causal_lm, trained=True))(self.spec)
         tokenizer.padding_side = "left"
+        # TRL ends a completion at every end token that the model's generation config declares.
+        model.generation_config.eos_token_id = end_ids(model, tokenizer)
+        if self.config.lora.dropout == 0:
+            _drop_nothing(model)
         if tokenizer.chat_template is None:
             _end_at_blank_line(model, tokenizer)
         return model, tokenizer
-
-    def lora(self) -> Any:
-        """The recipe's LoRA as a `peft.LoraConfig`."""
-        from peft import LoraConfig
-
-        lora = self.config.lora
-        return LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            task_type="CAUSAL_LM",
-        )
 
     def with_lora(self, model: Any) -> Any:
         """The model with a LoRA to train: the one in `start`, else a new one, initialised from the seed.
 
         Raises:
-            ModelError: It has none of the recipe's modules.
+            ModelError: The recipe's LoRA has no place in it.
         """
         import torch
-        from peft import PeftConfig, PeftModel, get_peft_model
+        from peft import PeftConfig, PeftModel
+
+        from optimsyn.target.adapter import add_lora
 
         if self.start is not None:
             config = PeftConfig.from_pretrained(str(self.start))
@@ -135,24 +131,7 @@ class PolicyTask:
             config.base_model_name_or_path = model.name_or_path
             return PeftModel.from_pretrained(model, str(self.start), is_trainable=True, config=config)
         torch.manual_seed(self.seed)
-        try:
-            return get_peft_model(model, self.lora())
-        except ValueError as error:
-            self.refuse_modules(error)
-            raise
-
-    def refuse_modules(self, error: ValueError) -> None:
-        """Translates peft's error about missing LoRA modules into the recipe's terms.
-
-        Raises:
-            ModelError: The error is of this kind.
-        """
-        if "arget modules" in str(error):
-            raise ModelError(
-                f"models.rubric {self.spec.name!r}: it has none of the modules "
-                f"{', '.join(self.config.lora.target_modules)}; set optimizers.policy.lora.target_modules to names of "
-                "its linear layers"
-            ) from error
+        return add_lora(model, self.config.lora, field=LORA)
 
     def rows(self, tokenizer: Any) -> list[dict[str, Any]]:
         """One row for each group of rubrics, in the order of use: `passages_per_step` for each step.
@@ -324,11 +303,19 @@ class TrlReward:
         reward.write_ahead(requests_of(completions, columns, reward.source, None))
 
 
-def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
-    """Ends a base model's rubric at a blank line, where the next demonstration begins.
+def _drop_nothing(model: Any) -> None:
+    """Switches a model's own dropout off, which would be noise between what was sampled and what is trained on.
 
-    TRL ends a completion at every end token that the model's generation config declares.
+    TRL does it for modules of dropout only, and some models (OPT) call the function.
     """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
+    """Ends a base model's rubric at a blank line, where the next demonstration begins."""
     declared = model.generation_config.eos_token_id
     ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     model.generation_config.eos_token_id = [*ends, *sorted(set(blank_line_tokens(tokenizer)) - set(ends))]

@@ -404,6 +404,13 @@ class Recipe(Shown, Whole):
             )
         if self.influence.method == "twin" and self.models.target.dtype in ("bfloat16", "float16"):
             wrong.append(twin_problem(self.models.target.dtype))
+        quantization, method = self.models.target.quantization, self.influence.method
+        if (method, quantization) in (("twin", "4bit"), ("twin", "8bit"), ("forward", "8bit")):
+            why = "rounds small differences of losses away" if method == "twin" else "has no forward-mode derivative"
+            wrong.append(
+                f"influence.method: {method} does not work on a target in {quantization}, which {why}; set it to auto "
+                "or exact"
+            )
         if self.optimizers.policy.enabled and self.models.rubric.provider in ("litellm", "own"):
             wrong.append(
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "

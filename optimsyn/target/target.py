@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.base.suggestions import nearest
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.recipe.recipe import Lora, ModelSpec, TargetSpec
+from optimsyn.target.adapter import add_lora, outside_text
 from optimsyn.target.encoding import Batch, Encoded, as_sample, encode, make_batches
 from optimsyn.target.fingerprint import adapters_of, model_digest, refuse_idle_adapters
 from optimsyn.target.label_loss import LabelLoss
@@ -86,7 +86,7 @@ class Target:
             spec = TargetSpec(name=spec)
         elif not isinstance(spec, TargetSpec):
             spec = TargetSpec(**spec.model_dump())
-        model, tokenizer = load_causal_lm(spec)
+        model, tokenizer = load_causal_lm(spec, trained=True)
         lora = None if spec.full_weights else spec.lora
         if spec.full_weights:
             train_full_weights(model, spec.full_weights)
@@ -112,26 +112,9 @@ class Target:
             ModelError: The model has none of the adapter's modules, or nothing to train.
         """
         if lora is not None:
-            from peft import LoraConfig, TaskType, get_peft_model
-
-            config = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=list(lora.target_modules),
-                task_type=TaskType.CAUSAL_LM,
-            )
-            with torch.random.fork_rng(), warnings.catch_warnings():
-                # peft uses a deprecated name of transformers; only peft can fix that.
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                try:
-                    model = get_peft_model(model, config)
-                except ValueError as error:
-                    raise ModelError(
-                        f"the adapter does not fit the model: {error}; name modules of this model in "
-                        "models.target.lora.target_modules"
-                    ) from error
+                model = add_lora(model, lora, field="models.target.lora")
         for key, parameter in model.named_parameters():
             # As peft does by default: in 16 bits an optimiser step is rounded away.
             if parameter.requires_grad and ".lora_" in key and parameter.dtype in NARROW:
@@ -337,7 +320,12 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
     Raises:
         ModelError: A pattern is not a regular expression, or matches no linear layer.
     """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    outside = tuple(f"{part}." for part in outside_text(model))
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith(outside)
+    }
     chosen: set[str] = set()
     for pattern in patterns:
         try:

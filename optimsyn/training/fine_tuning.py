@@ -139,7 +139,9 @@ def _inputs(spec: TargetSpec, pairs: Sequence[Pair | Question], config: FineTune
     """Everything that determines the result."""
     return Identity.of(
         {
-            "models.target": spec.model_dump(mode="json", include={"name", "revision", "dtype", "lora", "max_length"}),
+            "models.target": spec.model_dump(
+                mode="json", include={"name", "revision", "dtype", "quantization", "lora", "max_length"}
+            ),
             "the pairs": [sample_of(pair).model_dump(mode="json") for pair in pairs],
             "fine_tune": config.model_dump(mode="json"),
             "the seed": seed,

@@ -12,6 +12,7 @@ import torch
 from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import form_of
+from optimsyn.llm.control_tokens import end_ids
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import IGNORE, counted
 
@@ -64,7 +65,7 @@ class AnswerScorer:
         self.device = target.device
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.shares_prefix = not getattr(base, "_is_stateful", False)
-        self.stop_ids = _stop_ids(base, self.tokenizer)
+        self.stop_ids = frozenset(end_ids(base, self.tokenizer))
         pad_id = self.tokenizer.pad_token_id
         # Padding is masked, so any id works where the tokenizer has none.
         self.pad_id = int(pad_id if pad_id is not None else min(self.stop_ids, default=0))
@@ -262,11 +263,3 @@ def _rows_of(cache: Any, index: Tensor) -> Any:
 def _positions(mask: Tensor) -> Tensor:
     """Position of each token among the unpadded ones, [B, T]; 0 at left padding."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end an answer: the tokenizer's and those of the model's generation settings."""
-    ids = {tokenizer.eos_token_id}
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids.update(configured if isinstance(configured, list | tuple) else [configured])
-    return {int(token) for token in ids if token is not None}

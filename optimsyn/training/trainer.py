@@ -15,6 +15,7 @@ from trl import SFTTrainer
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_jsonl
+from optimsyn.target.adapter import in_own_dtype
 from optimsyn.target.encoding import Batch
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class TargetTrainer(SFTTrainer):
         # Reading `device` first makes the arguments count the GPUs, so that the count can be set.
         if args.device.type == "cuda":
             args._n_gpu = 1
-        super().__init__(
-            model=target.model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=target.tokenizer,
-            callbacks=callbacks,
-        )
+        with in_own_dtype(target.model):
+            super().__init__(
+                model=target.model,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=target.tokenizer,
+                callbacks=callbacks,
+            )
         self.target = target
         # SFTTrainer replaces the model's forward; the target's loss needs the original.
         target.model.get_base_model().__dict__.pop("forward", None)

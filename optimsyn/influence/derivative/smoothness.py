@@ -22,14 +22,18 @@ def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encod
     """
     encoded = [item if isinstance(item, Encoded) else target.encode(item) for item in samples]
     (batch,) = target.batches([min(encoded, key=lambda item: len(item.input_ids))])
-    watch = _Watch()
+    watch = Choosing()
     with target.scoring(), torch.no_grad(), watch:
         target.losses(batch)
     return watch.found
 
 
-class _Watch(TorchFunctionMode):
-    """Notes the first choice by the size of floating-point numbers (token ids are integers)."""
+class Choosing(TorchFunctionMode):
+    """Notes the first choice by the size of floating-point numbers (token ids are integers).
+
+    Attributes:
+        found: The operation; None where there was none.
+    """
 
     def __init__(self) -> None:
         super().__init__()

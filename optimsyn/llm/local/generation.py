@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from optimsyn.base.errors import ModelError
-from optimsyn.llm.control_tokens import controls_of, data_ids, rendered
+from optimsyn.llm.control_tokens import controls_of, data_ids, end_ids, rendered
 from optimsyn.llm.local.sampling import draw
 from optimsyn.recipe.sections.models import NO_THINKING
 
@@ -181,7 +181,7 @@ def generate(
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=model.device)
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max(row.max_tokens for row in rows),
@@ -196,13 +196,6 @@ def generate(
         stopping_criteria=StoppingCriteriaList([RowLimits(rows, tokenizer, width, given_up)]),
     )
     return [_finished(tokenizer, row, new, ends) for row, new in zip(rows, output[:, width:].tolist(), strict=True)]
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a reply; instruction-tuned models often have several."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = list(configured) if isinstance(configured, list | tuple) else [configured]
-    return sorted({end for end in [*ids, tokenizer.eos_token_id] if end is not None})
 
 
 def _finished(tokenizer: Any, row: Row, new: list[int], ends: Sequence[int]) -> Generated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,39 +20,135 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = ("float32", "bfloat16", "float16")
+# Formats in which checkpoints are stored without a way back for gradients, and the settings that widen them.
+_WIDENED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 # Files of the drivers for NVIDIA's and AMD's GPUs, the last one in Windows' Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 LARGE_BATCH = 512
 """Prompts in a batch on a GPU, where they fit its memory; while they are answered, as many others are prepared."""
 
 
-def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_causal_lm(
+    spec: ModelSpec, *, adapter: Path | None = None, trained: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads model and tokenizer in evaluation mode, with right padding and a padding token.
 
     Args:
         spec: `embedded`, a hub id (`org/name`, `hub:org/name`) or a local folder, with revision, dtype and device.
         adapter: Folder of a peft adapter to put on top of the model.
+        trained: An adapter will be trained on it, so weights that lie in a format without gradients are widened.
 
     Raises:
         ModelError: The model is missing, gated, unreachable, too large, or not a causal language model; the message
             says which and what to do.
     """
-    from transformers import AutoModelForCausalLM
-
+    # It logs a line for each product of a model in 8 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(spec)
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec.dtype, device)
     source, revision = _source(spec)
     with _explained(spec.name), _no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
-        model = model.to(device)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+        config = read_config(spec)
+        options: dict[str, Any] = {"revision": revision, "dtype": dtype}
+        quantization = _quantization(spec, config, dtype, trained=trained or adapter is not None)
+        if quantization is not None:
+            options["quantization_config"] = quantization
+        if spec.device_map is not None:
+            options["device_map"] = spec.device_map
+        elif spec.quantization is not None:
+            # Quantised layers are made on their device and cannot be moved.
+            options["device_map"] = {"": device}
+        model = auto_class(config).from_pretrained(source, **options)
+        if "device_map" not in options:
+            model = model.to(device)
+    _refuse_offloaded(spec, model)
+    config = model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     if adapter is not None:
         model = _with_adapter(model, adapter)
     return model.eval(), tokenizer
+
+
+def read_config(spec: ModelSpec) -> Any:
+    """The model's configuration, from its folder, the cache or the hub (a file of a few kilobytes).
+
+    Raises:
+        ModelError: There is none, or transformers does not know the model.
+    """
+    from transformers import AutoConfig
+
+    source, revision = _source(spec)
+    with _explained(spec.name):
+        return AutoConfig.from_pretrained(source, revision=revision)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a model for text: causal, or one for images and text whose text is used.
+
+    Raises:
+        ValueError: It does not continue texts.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping and not getattr(config, "is_encoder_decoder", False):
+            return auto
+    raise ValueError(f"a model of the type {config.model_type} does not continue texts token by token")
+
+
+def storage_problem(config: Any) -> str | None:
+    """Why an adapter cannot be trained on the weights as they are stored; None where it can."""
+    method = _stored_as(config)
+    if method in (None, "bitsandbytes", *_WIDENED):
+        return None
+    return (
+        f"its weights are stored quantised ({method}), and no gradient goes through them; name the checkpoint that is "
+        "not quantised, and set `quantization` to 4bit or 8bit if memory is short"
+    )
+
+
+def _stored_as(config: Any) -> str | None:
+    """The method with which a checkpoint's weights are quantised."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _quantization(spec: ModelSpec, config: Any, dtype: torch.dtype, *, trained: bool) -> Any:
+    """How transformers quantises the weights, or widens them; None: as they are."""
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    stored = _stored_as(config)
+    if not trained or stored not in _WIDENED:
+        return None
+    import transformers
+
+    return getattr(transformers, _WIDENED[stored])(dequantize=True)
+
+
+def _refuse_offloaded(spec: ModelSpec, model: Any) -> None:
+    """Layers that wait on the disk or in main memory beside a GPU are too slow, and TRL refuses to train them."""
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise ModelError(
+            f"{spec.name}: device_map: auto left layers of it outside the GPUs' memory ({', '.join(sorted(places))}); "
+            "set quantization to 4bit, name a smaller model, or use more GPUs"
+        )
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -169,15 +266,15 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Keeps transformers' progress bars out of notebooks, and restores the setting."""
-    from transformers.utils import logging
+    from transformers.utils import logging as hugging_face
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    enabled = hugging_face.is_progress_bar_enabled()
+    hugging_face.disable_progress_bar()
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            hugging_face.enable_progress_bar()
 
 
 @contextmanager

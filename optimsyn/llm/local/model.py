@@ -265,6 +265,8 @@ def _identity(spec: ModelSpec, adapter: Path | None) -> str:
         base = f"hub:{hub_id(spec.name)}@{spec.revision or 'main'}"
     # The same weights in another dtype answer differently.
     base += f"/{spec.dtype}"
+    if spec.quantization is not None:
+        base += f"/{spec.quantization}"
     if spec.chat_template_kwargs is not None:
         base += f"/{json.dumps(spec.chat_template_kwargs, sort_keys=True)}"
     return base if adapter is None else f"{base}+{folder_fingerprint(adapter)}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.errors import ModelError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.rounds.judged import Rubric, best, preferences
+from optimsyn.target.adapter import in_own_dtype
 
 if TYPE_CHECKING:
     from optimsyn.optimize.policy_task import PolicyTask
@@ -51,7 +52,10 @@ def on_the_best(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence
     if not rows:
         return Trained(0)
     arguments = _arguments(SFTConfig, task, model, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    with in_own_dtype(model):
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
     return _train(trainer, len(rows))
 
 
@@ -71,12 +75,11 @@ def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Seque
     ]
     if not rows:
         return Trained(0)
-    trainer = TokensAsSampled(
-        model=model,
-        args=_arguments(DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+    arguments = _arguments(DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0)
+    with in_own_dtype(model):
+        trainer = TokensAsSampled(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
     try:
         return _train(trainer, len(rows))
     finally:
@@ -107,6 +110,7 @@ def _arguments(kind: Any, task: PolicyTask, model: Any, **own: Any) -> Any:
         seed=derive_seed(task.seed, "rounds"),
         use_cpu=on_cpu,
         bf16=not on_cpu and model.dtype == torch.bfloat16,
+        router_aux_loss_coef=0.0,
         gradient_checkpointing=not on_cpu,
         dataloader_pin_memory=not on_cpu,
         # A round's training is repeated after a kill: it is short beside the sampling and judging, which are kept.

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.extensions import GENERATORS
@@ -27,6 +36,23 @@ class Section(Checked):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
     )
+
+
+class _Extended(Section):
+    """A section with fields of a later version, which are written only where they are set.
+
+    So recipes and runs from before keep their fingerprint and everything that is kept under it.
+    """
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                written.pop(name, None)
+        return written
 
 
 def _as_name(value: Any) -> Any:
@@ -86,6 +112,8 @@ SERVICE_ONLY: dict[str, Any] = {
     "prices": None,
     "extra": {},
 }
+# Newer fields of models on this machine.
+LATER_MODEL_FIELDS = ("quantization", "device_map")
 # Fields for custom generators only, with the neutral value; and those that custom generators do not get.
 OWN_ONLY: dict[str, Any] = {"plugin": None, "settings": {}}
 _NOT_OWN: dict[str, Any] = {
@@ -97,8 +125,10 @@ _NOT_OWN: dict[str, Any] = {
 }
 
 
-class ModelSpec(Section):
+class ModelSpec(_Extended):
     """A language model: `embedded`, any LiteLLM name (`openai/gpt-6-luna`), a hub id or a local folder."""
+
+    later: ClassVar[tuple[str, ...]] = LATER_MODEL_FIELDS
 
     name: str = Field(
         ...,
@@ -171,7 +201,17 @@ class ModelSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of a local model's weights."
     )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None,
+        description="Load a local model's weights in 4 bits (NF4, as in QLoRA) or 8 bits (LLM.int8) with bitsandbytes, "
+        "the extra `quantized`; an adapter on them is trained as usual.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
+    device_map: Literal["auto"] | None = Field(
+        None,
+        description="auto: the layers of a local model are spread over all GPUs of this machine (accelerate); on a "
+        "machine without, they are on the CPU.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +283,21 @@ class ModelSpec(Section):
             raise ValueError(problem)
 
     @model_validator(mode="after")
+    def _loaded_here(self) -> ModelSpec:
+        for field in LATER_MODEL_FIELDS:
+            value = getattr(self, field)
+            if value is not None and self.provider != "local":
+                self._refuse_misspelled()
+                raise ValueError(
+                    f"{field} is for local models (hub id or folder), and {self.name!r} is none; remove it"
+                )
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError(
+                f"device_map spreads the model over all devices, and device names one ({self.device}); remove one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_device(self) -> ModelSpec:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU)")
@@ -261,15 +316,41 @@ class ModelSpec(Section):
         return provider_of(self.name, has_api_base=self.api_base is not None)
 
 
-class Lora(Section):
+class Lora(_Extended):
     """The low-rank adapter (peft) of the target or the policy."""
+
+    later: ClassVar[tuple[str, ...]] = ("exclude_modules", "rslora", "dora")
 
     r: int = Field(8, ge=1, description="Rank.")
     alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in training; off in scoring.")
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers with an adapter."
+    target_modules: str | tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="Names of the linear layers with an adapter: a list of last parts of their names; or a string, "
+        "which is a regular expression for whole names, or `all-linear`. In a multimodal model only those that text "
+        "passes.",
     )
+    exclude_modules: str | tuple[str, ...] = Field(
+        (), description="Linear layers without one after all, written like `target_modules`."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / √r instead (rank-stabilised LoRA).")
+    dora: bool = Field(
+        False, description="DoRA, with a trained length of each weight's rows; for the rubric model only."
+    )
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _a_pattern(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"{value!r} is not a regular expression ({error}); write a list of names for names of layers"
+                ) from None
+        if info.field_name == "target_modules" and not value:
+            raise ValueError("no layer is named, so nothing would be trained; name some, such as [q_proj, v_proj]")
+        return value
 
 
 QuestionGradients = Literal["plain", "unit"]
@@ -311,6 +392,20 @@ class TargetSpec(ModelSpec):
     def _has_weights(self) -> TargetSpec:
         if self.plugin is not None:
             raise ValueError("plugin is for models that write; influence needs the target's gradients: give its `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> TargetSpec:
+        if self.lora.dora and not self.full_weights:
+            raise ValueError(
+                "lora.dora: the length of DoRA's rows is no linear layer, and influence is exact for linear layers "
+                "only; set it to false (lora.rslora works), and use DoRA when you train on the finished dataset"
+            )
+        if self.quantization is not None and self.full_weights:
+            raise ValueError(
+                f"full_weights: the weights are quantised ({self.quantization}), so they cannot be trained; remove "
+                "quantization, or train a LoRA"
+            )
         return self
 
     lora: Lora = Lora()
