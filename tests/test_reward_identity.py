@@ -285,7 +285,9 @@ def test_every_module_that_the_built_in_checks_use_counts() -> None:
     parts = [Path(checks.__file__), Path(language_checks.__file__), *Path(language.__file__).parent.glob("[!_]*.py")]
     trees = [ast.parse(part.read_text("utf-8")) for part in parts]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    used = {f"{node.module}.language_checks" if node.module == "optimsyn.programs" else node.module for node in nodes}
+    # `from package import module` names the module last.
+    packages = ("optimsyn.programs", "optimsyn.data.language")
+    used = {f"{node.module}.{node.names[0].name}" if node.module in packages else str(node.module) for node in nodes}
     without_words = {
         f"optimsyn.{name}"
         for name in (
