@@ -21,6 +21,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from optimsyn.data.language.detect import language_name
 from optimsyn.data.records import Pair, Passage
 from optimsyn.programs.checks import Checker
 from optimsyn.recipe.sections.synthesis import Checks
@@ -80,6 +81,27 @@ def main() -> None:
     if options.write:
         target = HERE / "results" / "languages.json"
         target.write_text(json.dumps({"languages": rows}, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        target.with_suffix(".md").write_text(table(rows), "utf-8")
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """A table for the docs."""
+    lines = [
+        "| language | right pairs refused | of passages held out | wrong pairs caught | of passages held out |",
+        "|---|---|---|---|---|",
+    ]
+    for language, row in rows.items():
+        cells = [
+            _cell(row.get(f"{name}{part}")) for name in ("right_refused", "wrong_caught") for part in ("", "_held_out")
+        ]
+        lines.append(f"| {language_name(language)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {found['n']}"
 
 
 def share(found: list[bool]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import FORMS
 from optimsyn.base.files import iter_json
 from optimsyn.base.source_identity import module_source, source_identity
+from optimsyn.data import language
 from optimsyn.data.forms import QuestionForm
 from optimsyn.data.records import Question
 from optimsyn.influence.derivative.twin import TwinScorer
@@ -32,7 +33,7 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.llm.language_model import Call
 from optimsyn.programs import check_fingerprint as check_identity
-from optimsyn.programs import checks
+from optimsyn.programs import checks, language_checks
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.sections.models import CountedTokens
@@ -281,8 +282,12 @@ def test_an_edited_built_in_check_is_another_check(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_module_that_the_built_in_checks_use_counts() -> None:
-    tree = ast.parse(Path(checks.__file__).read_text())
-    used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    parts = [Path(checks.__file__), Path(language_checks.__file__), *Path(language.__file__).parent.glob("[!_]*.py")]
+    trees = [ast.parse(part.read_text("utf-8")) for part in parts]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    # `from package import module` names the module last.
+    packages = ("optimsyn.programs", "optimsyn.data.language")
+    used = {f"{node.module}.{node.names[0].name}" if node.module in packages else str(node.module) for node in nodes}
     without_words = {
         f"optimsyn.{name}"
         for name in (
