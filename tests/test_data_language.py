@@ -296,3 +296,20 @@ def test_long_texts_of_few_letters_take_no_long_time(letters: str) -> None:
     text = letters * (30_000 // len(letters))
     reasons = _failed("zh", f"{text}?", text, text[:4000])
     assert reasons
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "whole"),
+    [
+        ("ko", "What does 등대지기 윤도현의 램프 mean?", False),
+        ("ko", "Why was 하라강의 등대가 세워졌을까?", False),
+        ("ko", "하라강의 등대지기 윤도현은 램프를 몇 개 썼는가?", True),
+        ("de", "Wie viele Petroleumlampen nutzte der Leuchtturmwärter, what does das bedeuten?", False),
+        ("de", "Was nutzte der Leuchtturmwärter Jonas Wieland statt Walöl?", True),
+        ("zh", "WHO 的守塔人林文舟用什么灯代替鲸油？", True),
+    ],
+)
+def test_a_question_that_mixes_english_with_another_language_is_not_whole(
+    language: str, question: str, whole: bool
+) -> None:
+    assert ("whole_question" not in _failed(language, question, "12")) == whole

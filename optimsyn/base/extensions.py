@@ -352,9 +352,10 @@ def methods(names: Iterable[str], what: str, *given: str) -> Callable[[object], 
 
 
 _CHECKS = "answer_fits_question answered_by_itself choices_well_formed code_task_grounded code_well_formed "
-_CHECKS += "copied_passage demo_copy dialogue_grounded dialogue_well_formed format grounded items_grounded "
-_CHECKS += "items_well_formed length long_answer_grounded long_answer_well_formed mentions_document "
-_CHECKS += "near_duplicate_question reason_grounded reason_well_formed reasoning_grounded reasoning_well_formed unsafe"
+_CHECKS += "copied_passage demo_copy dialogue_grounded dialogue_well_formed figure_derived figure_well_formed format "
+_CHECKS += "grounded items_grounded items_well_formed length long_answer_grounded long_answer_well_formed "
+_CHECKS += "mentions_document near_duplicate_question reason_grounded reason_well_formed reasoning_grounded "
+_CHECKS += "reasoning_well_formed stands_alone unsafe whole_answer whole_question"
 _FORMS = "free multiple_choice true_false figure long_answer list code reasoning dialogue"
 _ESTIMATORS = "adam adam_momentum_free adam_linear sgd less simulated"
 _STAGES = "prepare warm_up optimize_prompt train_policy synthesize fine_tune evaluate"

@@ -22,7 +22,9 @@ BUILT_IN = (
     "optimsyn.data.figures.units",
     *(
         f"optimsyn.data.forms.{name}"
-        for name in "code dialogue figure form free items lines long_answer multiple_choice reasoning true_false".split()
+        for name in (
+            "code dialogue figure form free items lines long_answer multiple_choice reasoning true_false"
+        ).split()
     ),
     "optimsyn.data.language.detect",
     "optimsyn.data.language.endings",

@@ -53,14 +53,25 @@ _FEW_WORDS = 6
 _MORE_AT_START = 3
 
 
+# Words that ask in English and are words of no other language with Latin letters; WHO in capitals is a name.
+_ENGLISH_ASKING = frozenset("what why how when which who where whose does did".split())
+_LATIN = regex.compile(r"(?<![\w-])[A-Z]?[a-z]+(?![\w-])")
+
+
 def check_whole_question(pair: Pair, context: Looked) -> str | None:
-    """The question asks something, is not an order, and its grammar is whole (grammar: English only)."""
+    """The question asks something in the passage's language, is no order, and is whole (grammar: English only)."""
     if form_of(pair).is_verdict(pair) and pair.form:
         return None
     language = context.language
     if language == "en":
         broken = english.ungrammatical(pair.question)
         return None if broken is None else f"the question is not whole: {broken}"
+    given = {word.lower() for word in _LATIN.findall(context.source.text)}
+    mixed = next(
+        (w for w in _LATIN.findall(pair.question) if w.lower() in _ENGLISH_ASKING and w.lower() not in given), None
+    )
+    if mixed is not None:
+        return f"it asks in English ({mixed}), and the passage is in another language"
     if not is_question(pair.question, language):
         return "it does not ask anything"
     if is_order(pair.question, language):

@@ -164,8 +164,8 @@ class Questions(Section):
     form: Annotated[str | None, named(FORMS)] = Field(
         None,
         description="Form of the questions: `free`, `multiple_choice`, `true_false`, `figure`, `long_answer`, `list`, "
-        "`code`, `reasoning`, `dialogue`, or one of your own, registered or as `package.module:name`; null: multiple choice "
-        "where a row has `choices`, else free.",
+        "`code`, `reasoning`, `dialogue`, or one of your own, registered or as `package.module:name`; null: multiple "
+        "choice where a row has `choices`, else free.",
     )
     show_form: bool = Field(
         True,
