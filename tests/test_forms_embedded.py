@@ -1,6 +1,7 @@
-"""Lists, reasoning and dialogues to the report with the embedded model at the smallest size.
+"""Reasoning to the report with the embedded model at the smallest size.
 
-Of long answers and code the embedded model writes too few valid ones; a service writes them in `test_forms_runs.py`.
+It stands for the forms with lines, as it takes minutes; a service writes all of them in `test_forms_runs.py`. Of long
+answers and code the embedded model writes too few valid ones.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def smallest(form: str) -> Recipe:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", ["list", "reasoning", "dialogue"])
+@pytest.mark.parametrize("form", ["reasoning"])
 def test_a_form_runs_to_the_end_with_the_embedded_model(form: str, tmp_path: Path) -> None:
     from optimsyn.report.page.report import write_report
 

@@ -276,7 +276,7 @@ def test_marks(
 
 
 def test_rouge_l_is_that_of_the_package() -> None:
-    # rouge-score 0.1.2, RougeScorer(["rougeL"], use_stemmer=False), on the words without punctuation and articles.
+    # Longest common subsequences counted by hand, on the words without punctuation and articles.
     gold = "police killed gunman in city on friday"
     assert rouge_l("police kill gunman on friday in city", [gold]) == pytest.approx(0.5714, abs=1e-4)
     assert rouge_l("gunman police killed", [gold]) == pytest.approx(0.4)
