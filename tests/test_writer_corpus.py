@@ -17,6 +17,8 @@ PASSAGE = (
     "Lock 4 was closed on 3 May 1911 because its lower gate had cracked. The tenant shall keep the banks in repair."
 )
 
+ABROAD = "Die Schleuse wurde am 3. Mai 1911 geschlossen. 수문은 1911년 5월 3일에 닫혔고, 세입자는 둑을 고쳐야 한다."
+
 
 @pytest.mark.parametrize("script", ["check_writer_corpus.py", "check_writer_held_out.py"])
 def test_no_fault_is_found(script: str) -> None:
@@ -55,3 +57,34 @@ def test_a_form_knows_its_pairs(
     form: str, question: str, answer: str, options: tuple[str, ...], *, right: bool
 ) -> None:
     assert FORMS[form](Written(PASSAGE, question, answer, options)) is right
+
+
+@pytest.mark.parametrize(
+    ("form", "question", "answer", "right"),
+    [
+        ("date", "Wann wurde sie geschlossen?", "am dritten Mai", True),
+        ("date", "수문은 언제 닫혔는가?", "5월 3일", True),
+        ("date", "수문은 왜 닫혔는가?", "문이 갈라져서", False),
+        ("figure", "Wie viele Tore gibt es?", "zwei", True),
+        ("figure", "문은 몇 개인가?", "두 개", True),
+        ("figure", "누가 고치는가?", "세입자", False),
+        ("cause", "Weshalb wurde sie geschlossen?", "wegen eines gerissenen Tores", True),
+        ("cause", "수문을 왜 닫았는가?", "아래 문이 갈라졌기 때문이다", True),
+        ("cause", "수문을 누가 닫았는가?", "아래 마을의 관리인이 닫았다", False),
+        ("definition", "Was bedeutet Schleuse?", "eine Kammer zwischen zwei Toren", True),
+        ("definition", "수문이란 무엇인가?", "물을 막고 트는 문", True),
+        ("comparison", "Welches Tor ist älter als das andere?", "das untere", True),
+        ("comparison", "어느 문이 다른 문보다 오래되었는가?", "아래 문", True),
+        ("list", "Welche Tore gibt es?", "ein oberes und ein unteres", True),
+        ("list", "어떤 문이 있는가?", "위 문과 아래 문", True),
+        ("list", "어느 문이 갈라졌는가?", "아래 문", False),
+        ("verdict", "War sie offen?", "Nein, geschlossen", True),
+        ("verdict", "닫혔는가?", "알 수 없음", True),
+        ("verdict", "Was war?", "Jahrelang nichts", False),
+        ("clause", "세입자는 무엇을 해야 하는가?", "세입자는 둑을 고쳐야 한다", True),
+        ("clause", "세입자는 무엇을 해야 하는가?", "세입자는 둑을 모두 고쳐야 한다", False),
+        ("explanation", "왜 닫았는가?", "아래 문이 크게 갈라져 물이 샜다. 그래서 아무도 배를 띄울 수 없었다.", True),
+    ],
+)
+def test_a_form_knows_german_and_korean_pairs(form: str, question: str, answer: str, *, right: bool) -> None:
+    assert FORMS[form](Written(ABROAD, question, answer)) is right

@@ -3,7 +3,8 @@
     python tools/check_writer_corpus.py                 # the whole corpus; exits with 1 on faults
     python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the overall balance
 
-A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl` with a passage per line.
+A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl` with a passage per line. The subjects in German and
+Korean stand in `benchmarks/writer_languages`; each language is balanced for itself.
 """
 
 from __future__ import annotations
@@ -18,16 +19,27 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from writer_forms import FORMS, Written
+from writer_forms import FORMS, VERDICT, Written
 
 from optimsyn.data.records import Rubric
 
 FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer"
+FURTHER = Path(__file__).parents[1] / "benchmarks" / "writer_languages"
+# Letters at the start of a word that must agree: endings and particles may differ between passage and answer. English
+# words are compared whole.
+STEMS = {"de": 4, "ko": 2}
 DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
 # Limits for the overall balance.
 LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16
 # Stop words, ignored when two rubrics are compared.
-_COMMON = set("a an the and or of to in on for with by from that which is are was were be as at it its this".split())
+_COMMON = {
+    "en": set("a an the and or of to in on for with by from that which is are was were be as at it its this".split()),
+    "de": set(
+        "der die das den dem des ein eine einen einem einer eines und oder nicht auch in im an am auf für mit bei von "
+        "vom zu zum zur aus nach über unter als wie dass weil wenn ist sind war wird werden hat haben er sie es".split()
+    ),
+    "ko": set(),
+}
 
 
 class Strict(BaseModel):
@@ -57,6 +69,7 @@ class Entry(Strict):
     title: str
     passage: str
     examples: tuple[Example, ...] = Field(min_length=3, max_length=5)
+    language: Literal["en", "de", "ko"] = "en"
 
 
 def plain(text: str) -> str:
@@ -64,9 +77,15 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def content(text: str) -> set[str]:
+def content(text: str, language: str = "en") -> set[str]:
     """The content words."""
-    return set(plain(text).split()) - _COMMON
+    return set(plain(text).split()) - _COMMON[language]
+
+
+def missing(text: str, entry: Entry) -> set[str]:
+    """The content words of a text that the passage lacks."""
+    size, there = STEMS.get(entry.language), content(entry.passage, entry.language)
+    return {word for word in content(text, entry.language) if not any(each[:size] == word[:size] for each in there)}
 
 
 def faults_of(entry: Entry) -> Iterator[str]:
@@ -83,7 +102,7 @@ def faults_of(entry: Entry) -> Iterator[str]:
         yield "two questions are the same"
     for place, example in enumerate(entry.examples):
         yield from (f"example {place} ({example.form}): {fault}" for fault in faults_of_example(entry, example))
-    rubrics = [content(" ".join(example.rubric.model_dump().values())) for example in entry.examples]
+    rubrics = [content(" ".join(example.rubric.model_dump().values()), entry.language) for example in entry.examples]
     for index in range(len(rubrics)):
         for other in range(index):
             shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
@@ -102,17 +121,21 @@ def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
         yield "options belong to the form `options`, and only there"
     if not example.question.rstrip().endswith("?"):
         yield f"the question does not end in a question mark: {example.question!r}"
-    if re.search(r"\b(passage|text above|according to the text|this paragraph)\b", example.question, re.IGNORECASE):
+    mention = (
+        r"\b(passage|text above|according to the text|this paragraph|laut (dem )?text|(im|diesem) (text|abschnitt))\b"
+        r"|본문|지문|윗?글에"
+    )
+    if re.search(mention, example.question, re.IGNORECASE):
         yield "the question mentions the passage; it must stand alone"
     if len(example.question.split()) > 35:
         yield "the question has over 35 words"
     if example.form not in ("verdict", "cause", "definition", "explanation", "comparison"):
-        missing = content(example.answer) - content(entry.passage)
-        if missing:
-            yield f"the answer has words that the passage lacks: {sorted(missing)}"
+        lacking = missing(example.answer, entry)
+        if lacking:
+            yield f"the answer has words that the passage lacks: {sorted(lacking)}"
     else:
-        grounded = content(re.sub(r"^(yes|no|maybe)\b", "", example.answer, flags=re.IGNORECASE))
-        if grounded and len(grounded & content(entry.passage)) < 0.5 * len(grounded):
+        remark = VERDICT.sub("", example.answer, count=1) if example.form == "verdict" else example.answer
+        if len(missing(remark, entry)) > 0.5 * len(content(remark, entry.language)):
             yield "over half of the answer's words do not stand in the passage"
     for name, line in example.rubric.model_dump().items():
         if not 3 <= len(line.split()) <= 24 or "\n" in line:
@@ -131,15 +154,20 @@ def read(file: Path) -> Iterator[tuple[int, Entry | str]]:
             yield number, str(error).replace("\n", " ")[:400]
 
 
-def faults_of_all(entries: list[Entry]) -> Iterator[str]:
-    """The faults of the whole corpus."""
-    examples = [example for entry in entries for example in entry.examples]
-    if len(examples) < LEAST_EXAMPLES:
-        yield f"{len(examples)} examples; there must be at least {LEAST_EXAMPLES}"
+def faults_of_size(entries: list[Entry]) -> Iterator[str]:
+    """What the bundled corpus lacks in examples, subjects and domains."""
+    examples = sum(len(entry.examples) for entry in entries)
+    if examples < LEAST_EXAMPLES:
+        yield f"{examples} examples; there must be at least {LEAST_EXAMPLES}"
     subjects = {entry.subject for entry in entries}
     if len(subjects) < LEAST_SUBJECTS:
         yield f"{len(subjects)} subjects; there must be at least {LEAST_SUBJECTS}"
     yield from (f"no passage of {domain}" for domain in DOMAINS if domain not in {e.domain for e in entries})
+
+
+def faults_of_all(entries: list[Entry]) -> Iterator[str]:
+    """The faults in balance and repetition of all passages of a language."""
+    examples = [example for entry in entries for example in entry.examples]
     for form in FORMS:
         share = sum(example.form == form for example in examples) / max(1, len(examples))
         if not LEAST_SHARE <= share <= MOST_SHARE:
@@ -157,12 +185,19 @@ def faults_of_all(entries: list[Entry]) -> Iterator[str]:
     yield from (f"a guiding text {count} times: {text[:60]!r}" for text, count in guiding.items() if count > 12)
 
 
+def summary(label: str, entries: list[Entry]) -> str:
+    """A line with the counts of passages, examples and forms."""
+    examples = [example for entry in entries for example in entry.examples]
+    forms = ", ".join(f"{form} {count}" for form, count in Counter(e.form for e in examples).most_common())
+    return f"{label}: {len(entries)} passages, {len(examples)} examples; {forms}\n"
+
+
 def main() -> int:
     """Prints all faults; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
-    files = args.file or sorted(FOLDER.glob("*.jsonl"))
+    files = args.file or [*sorted(FOLDER.glob("*.jsonl")), *sorted(FURTHER.glob("*.jsonl"))]
     entries, faults = [], []
     for file in files:
         for number, entry in read(file):
@@ -172,11 +207,13 @@ def main() -> int:
                 entries.append(entry)
                 faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry)]
     if not args.file:
-        faults += list(faults_of_all(entries))
+        faults += faults_of_size([entry for entry in entries if entry.language == "en"])
+        for language in sorted({entry.language for entry in entries}):
+            of_language = [entry for entry in entries if entry.language == language]
+            faults += [f"{language}: {fault}" for fault in faults_of_all(of_language)]
+            sys.stdout.write(summary(language, of_language))
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
-    examples = [example for entry in entries for example in entry.examples]
-    forms = ", ".join(f"{form} {count}" for form, count in Counter(e.form for e in examples).most_common())
-    sys.stdout.write(f"{len(entries)} passages, {len(examples)} examples, {len(faults)} faults; {forms}\n")
+    sys.stdout.write(summary(f"{len(faults)} faults", entries))
     return bool(faults)
 
 

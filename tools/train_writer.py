@@ -2,6 +2,7 @@
 
     python tools/train_writer.py --output WRITER                # resumes
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
+    python tools/train_writer.py --output W --corpus benchmarks/writer_languages   # German and Korean examples as well
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
 to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of
@@ -61,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and of the adapter")
     parser.add_argument("--form", choices=("lines", "json"), default="lines", help="of rubrics and pairs")
+    parser.add_argument("--corpus", type=Path, action="append", default=[], help="a further folder of examples")
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--practice-epochs", type=float, default=2.0, help="over corpus and practice together; 0: none")
     parser.add_argument("--samples", type=int, default=2, help="practice pairs for each passage and form")
@@ -74,14 +76,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def entries() -> list[Entry]:
+def corpus_files(further: list[Path]) -> list[Path]:
+    """The files of the bundled corpus and of further folders.
+
+    Raises:
+        SystemExit: A folder has no examples.
+    """
+    for folder in further:
+        if not any(folder.glob("*.jsonl")):
+            raise SystemExit(f"--corpus {folder}: no *.jsonl in it; name a folder such as benchmarks/writer_languages")
+    return [file for folder in (FOLDER, *further) for file in sorted(folder.glob("*.jsonl"))]
+
+
+def entries(files: list[Path]) -> list[Entry]:
     """The corpus, in the order of files and lines.
 
     Raises:
         SystemExit: A line is no passage; `tools/check_writer_corpus.py` says more.
     """
     rows = []
-    for file in sorted(FOLDER.glob("*.jsonl")):
+    for file in files:
         for number, entry in read(file):
             if isinstance(entry, str):
                 raise SystemExit(f"{file}:{number}: {entry}")
@@ -241,9 +255,9 @@ def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> Non
     here = Path(__file__).parent
     scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("forms", "pairs", "rubrics"))]
     facts |= {
-        "corpus": digest(list(FOLDER.glob("*.jsonl"))),
+        "corpus": digest(corpus_files(args.corpus)),
         "scripts": digest([*scripts, Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
-        "settings": {key: value for key, value in vars(args).items() if key not in ("output", "passages")},
+        "settings": {key: value for key, value in vars(args).items() if key not in ("output", "passages", "corpus")},
     }
     (part / "writer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(adapter, ignore_errors=True)
@@ -256,7 +270,7 @@ def main() -> None:
     """Trains, and writes the adapter to OUTPUT/adapter: after the corpus, and again after the practice."""
     args = arguments()
     draw = random.Random(args.seed)
-    corpus = entries()
+    corpus = entries(corpus_files(args.corpus))
     subjects = sorted({entry.subject for entry in corpus})
     out = set(subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
     learned = [entry for entry in corpus if entry.subject not in out]

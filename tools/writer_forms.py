@@ -1,7 +1,7 @@
 """The forms that a rubric can ask for, with a function for each that tests a pair.
 
 The seed corpus of the writer is checked with these, and so is how well the writer obeys. They judge form, not truth: a
-wrong year is still a date.
+wrong year is still a date. They read English, German and Korean.
 """
 
 from __future__ import annotations
@@ -16,21 +16,41 @@ _DATE = re.compile(
     r"|thursday|friday|saturday|sunday|century|spring|summer|autumn|winter|midnight|noon)\b",
     re.IGNORECASE,
 )
+_DATE_ABROAD = re.compile(
+    r"\b(januar|februar|märz|mai|juni|juli|oktober|dezember|montag|dienstag|mittwoch|donnerstag|freitag|samstag|sonntag"
+    r"|jahrhundert|frühling|frühjahr|sommer|herbst|mitternacht|mittag)"
+    r"|\d\s*(년|월|일|세기)|[월화수목금토일]요일|봄|여름|가을|겨울|동지|단오|한식|설날|추석|정월|섣달|그믐",
+    re.IGNORECASE,
+)
 _NUMBER_WORDS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half "
     "third quarter thirds quarters twice once dozen double none"
 ).split()
-_FIGURE = re.compile(rf"\d|\b({'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
-_CAUSE = re.compile(r"\b(why|cause[sd]?|causing|reasons?|because|due|leads? to|led to|made|makes|explains?)\b", re.I)
+_NUMBERS_ABROAD = (
+    r"\b(eine?[nmrs]?|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|\w+zehn|\w+zig|hundert|tausend|halb\w*)\b"
+    r"|\b(한|두|세|석|네|백|천|만)(?= )|\b(하나|둘|셋|넷|다섯|여섯|일곱|여덟|아홉|열|스물|스무|서른|마흔|쉰"
+    r"|예순|절반|하루|이틀|사흘|나흘|닷새|보름)"
+)
+_FIGURE = re.compile(rf"\d|\b({'|'.join(_NUMBER_WORDS)})\b|{_NUMBERS_ABROAD}", re.IGNORECASE)
+_CAUSE = re.compile(
+    r"\b(why|cause[sd]?|causing|reasons?|because|due|leads? to|led to|made|makes|explains?"
+    r"|warum|weshalb|wieso|weswegen|grund|gründe|ursache\w*)\b|왜|이유|까닭|원인|때문",
+    re.I,
+)
 _DEFINITION = re.compile(
-    r"\b(mean(s|t|ing)?|defined?|definition|what (is|are|was|were)|called|refer(s|red)? to|term)\b", re.I
+    r"\b(mean(s|t|ing)?|defined?|definition|what (is|are|was|were)|called|refer(s|red)? to|term"
+    r"|bedeutet\w*|versteh\w+|bezeichnet\w*|was (ist|sind|war|waren|heißt|meint)|begriff)\b"
+    r"|뜻|무엇(인가|이었|을 (말|이르|가리)|입니까)|란 무엇|정의",
+    re.I,
 )
 _COMPARISON = re.compile(
     r"\b(than|compare[ds]?|compared|comparison|differ(s|ed|ent|ence|ences)?|both|versus|unlike|whereas|while|"
-    r"more|less|fewer|most|least|\w+er|between|same|similar|contrast)\b",
+    r"more|less|fewer|most|least|\w+er|between|same|similar|contrast|als|unterscheide\w+|unterschied\w*|vergleich\w*"
+    r"|verglichen|beide\w*|anders|gegenüber|gemeinsam)\b|보다|차이|다른|다르|달랐|비교|견주|더 |공통|같은 점",
     re.I,
 )
+VERDICT = re.compile(r"(yes|no(?! one\b)|maybe|ja|nein|vielleicht|예|아니요|알 수 없음)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ def _plain(text: str) -> str:
 
 def _sentences(text: str) -> int:
     """Number of sentences; a full stop inside a number or an abbreviation does not count."""
-    return len(re.findall(r"[.!?][\"'”’)]*(?=\s+[A-Z\"'“‘(]|\s*$)", text.strip()))
+    return len(re.findall(r"[.!?][\"'”’)]*(?=\s+[A-ZÄÖÜ가-힣\"'“‘(]|\s*$)", text.strip()))
 
 
 def is_figure(pair: Written) -> bool:
@@ -80,7 +100,8 @@ def is_name(pair: Written) -> bool:
 
 def is_date(pair: Written) -> bool:
     """A year, a day, a month, a century or a time of year, in at most eight words."""
-    return bool(_DATE.search(pair.answer)) and len(_words(pair.answer)) <= 8
+    dated = _DATE.search(pair.answer) or _DATE_ABROAD.search(pair.answer)
+    return bool(dated) and len(_words(pair.answer)) <= 8
 
 
 def is_cause(pair: Written) -> bool:
@@ -100,18 +121,19 @@ def is_comparison(pair: Written) -> bool:
 
 def is_list(pair: Written) -> bool:
     """Two or more items, separated by commas, semicolons or `and`."""
-    items = [item for item in re.split(r",|;|\band\b|\bor\b", pair.answer) if item.strip()]
-    return len(items) >= 2 and not is_verdict(pair)
+    items = re.split(r",|;|·|\b(?:and|or|und|oder|및|그리고)\b|(?<=[가-힣])(?:와|과) ", pair.answer)
+    return sum(bool(item.strip()) for item in items) >= 2 and not is_verdict(pair)
 
 
 def is_verdict(pair: Written) -> bool:
     """Yes, no or maybe, alone or with a remark on the strength of the evidence."""
-    return bool(re.match(r"(yes|no|maybe)\b(?! one)", pair.answer.strip(), re.IGNORECASE))
+    return bool(VERDICT.match(pair.answer.strip()))
 
 
 def is_clause(pair: Written) -> bool:
-    """Five words or more, verbatim from the passage."""
-    return len(_words(pair.answer)) >= 5 and _plain(pair.answer) in _plain(pair.passage)
+    """Five words or more (four in Korean, which writes its particles on the words), verbatim from the passage."""
+    least = 4 if re.search("[가-힣]", pair.answer) else 5
+    return len(_words(pair.answer)) >= least and _plain(pair.answer) in _plain(pair.passage)
 
 
 def is_options(pair: Written) -> bool:
