@@ -85,7 +85,10 @@ def content(text: str, language: str = "en") -> set[str]:
 def missing(text: str, entry: Entry) -> set[str]:
     """The content words of a text that the passage lacks."""
     size, there = STEMS.get(entry.language), content(entry.passage, entry.language)
-    return {word for word in content(text, entry.language) if not any(each[:size] == word[:size] for each in there)}
+    if size is None:
+        return content(text, entry.language) - there
+    stems = {each[:size] for each in there}
+    return {word for word in content(text, entry.language) if not any(s.startswith(word[:size]) for s in stems)}
 
 
 def faults_of(entry: Entry) -> Iterator[str]:
