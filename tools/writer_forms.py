@@ -28,7 +28,7 @@ _NUMBER_WORDS = (
     "third quarter thirds quarters twice once dozen double none"
 ).split()
 _NUMBERS_ABROAD = (
-    r"\b(eine?[nmrs]?|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|\w+zehn|\w+zig|hundert|tausend|halb\w*)\b"
+    r"\b(eine?[nmrs]?|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|\w+zehn|\w+zig|hundert|tausend|halb\w*)(mal)?\b"
     r"|\b(한|두|세|석|네|백|천|만)(?= )|\b(하나|둘|셋|넷|다섯|여섯|일곱|여덟|아홉|열|스물|스무|서른|마흔|쉰"
     r"|예순|절반|하루|이틀|사흘|나흘|닷새|보름)"
 )
