@@ -83,6 +83,8 @@ def test_a_form_knows_its_pairs(
         ("verdict", "Was war?", "Jahrelang nichts", False),
         ("clause", "세입자는 무엇을 해야 하는가?", "세입자는 둑을 고쳐야 한다", True),
         ("clause", "세입자는 무엇을 해야 하는가?", "세입자는 둑을 모두 고쳐야 한다", False),
+        ("name", "Wer schloss sie?", "Dr. Elke Brandt", True),
+        ("explanation", "Warum?", "Am 3. Mai riss das untere Tor der Schleuse auf zwei Metern.", False),
         ("explanation", "왜 닫았는가?", "아래 문이 크게 갈라져 물이 샜다. 그래서 아무도 배를 띄울 수 없었다.", True),
     ],
 )

@@ -22,6 +22,11 @@ _DATE_ABROAD = re.compile(
     r"|\d\s*(년|월|일|세기)|[월화수목금토일]요일|봄|여름|가을|겨울|동지|단오|한식|설날|추석|정월|섣달|그믐",
     re.IGNORECASE,
 )
+# A full stop of a title or of a German ordinal ends no sentence.
+_INNER_STOP = re.compile(
+    r"\bDr\.|(?<=\d)\.(?=\s(?:Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
+    r"|Jahrhundert)\b)"
+)
 _NUMBER_WORDS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half "
@@ -80,6 +85,7 @@ def _plain(text: str) -> str:
 
 def _sentences(text: str) -> int:
     """Number of sentences; a full stop inside a number or an abbreviation does not count."""
+    text = _INNER_STOP.sub("", text)
     return len(re.findall(r"[.!?][\"'”’)]*(?=\s+[A-ZÄÖÜ가-힣\"'“‘(]|\s*$)", text.strip()))
 
 
