@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from data_helpers import recipe_of
+from pdf_helpers import Page, write_pages
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import ValidationError
 
-from data_helpers import documents
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.documents import read_documents
 from optimsyn.data.files.folder import page_list
 from optimsyn.data.files.formats import convert
 from optimsyn.data.files.ocr import Ocr, Tesseract
 from optimsyn.machine import doctor
 from optimsyn.machine.preflight import validate
-from optimsyn.recipe.recipe import Documents, Recipe
+from optimsyn.recipe.recipe import Documents
 from optimsyn.recipe.sections.data import FileLimits
-from pdf_helpers import Page, write_pages
-from runs_helpers import recipe_of
 
 real = pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the fake program is a script for a shell")
 LINES = ["The harbour was dredged in 1887.", "Forty barges carried the mud away.", "A stone pier replaced the jetty."]
+
+
+def documents(path: Path, **more: Any) -> Documents:
+    return Documents.model_validate({"source": str(path), **more})
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +60,13 @@ def mixed(path: Path) -> Path:
     first, scanned, blank, last = Page(), Page(), Page(), Page()
     first.lines(72, 700, ["The first page is typed and says that mills grind corn."])
     shade = picture(LINES)
-    scanned.picture = (shade.width, shade.height, shade.convert("RGB").tobytes())
+    scanned.picture = (shade.width, shade.height, shade.tobytes())
     last.lines(72, 700, ["The last page is typed too and says that locks lift boats."])
     return write_pages(path, [first, scanned, blank, last])
 
 
 def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, reading: str, languages: str = "eng deu") -> Path:
-    """A program of the name that answers as tesseract does and notes each page it reads in a file, which is returned."""
+    """A program of the name that answers as tesseract does; returns its log, a line for each page."""
     folder.mkdir(exist_ok=True)
     program, log = folder / "tesseract", folder / "log"
     program.write_text(
@@ -151,9 +155,9 @@ def test_without_ocr_scanned_pages_are_named_with_the_cure_and_blank_ones_are_no
 
 
 def test_a_scan_with_a_stamp_is_a_scan_and_a_page_with_a_logo_is_none(tmp_path: Path) -> None:
-    stamped = Page(picture=(2, 2, bytes(12)))
+    stamped = Page(picture=(2, 2, bytes(4)))
     stamped.text(500, 20, "Page 7")
-    full = Page(picture=(2, 2, bytes(12)))
+    full = Page(picture=(2, 2, bytes(4)))
     full.lines(72, 700, ["A page with a background picture has text of its own to be read."])
     write_pages(tmp_path / "a.pdf", [stamped, full])
     assert convert(tmp_path / "a.pdf", FileLimits()).pictures == (1,)
@@ -205,13 +209,8 @@ def test_a_failure_names_file_page_and_cure(
 ) -> None:
     fake(tmp_path / "bin", monkeypatch, reading)
     config = documents(mixed(tmp_path / "mixed.pdf"), ocr="eng+deu", limits={"seconds": 6})
-    with pytest.raises(AssertionError):  # it is one problem, of this file
-        assert read_documents(config).problems == []
     monkeypatch.setattr("platform.system", lambda: "Linux")
     [problem] = read_documents(config).problems
-    pytest.importorskip("re")
-    import re
-
     assert re.search(rf"mixed\.pdf: page 2: .*{said}", problem), problem
     assert not list(cache.rglob("*.txt"))
 
@@ -277,9 +276,8 @@ def test_languages_and_the_fingerprint(tmp_path: Path) -> None:
         (True, ""),
         ([], ""),
     ):
-        with pytest.raises(ValidationError, match=cure):
+        with pytest.raises(RecipeError, match=cure):
             Documents(source="a", ocr=wrong)  # type: ignore[arg-type]
     plain = recipe_of(tmp_path, documents={"source": "a"})
     assert recipe_of(tmp_path, documents={"source": "a", "ocr": None}).fingerprint == plain.fingerprint
     assert recipe_of(tmp_path, documents={"source": "a", "ocr": "eng"}).fingerprint != plain.fingerprint
-    assert isinstance(plain, Recipe)

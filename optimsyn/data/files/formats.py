@@ -176,15 +176,15 @@ def _pdf(data: bytes, most: int, ocr: bool) -> tuple[tuple[str, ...], tuple[int,
         raise DataError(f"has more than {most} pages, documents.limits.pages; split it, or raise that and .seconds")
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
-    pages = list(pages_of(data))
+    read = list(pages_of(data))
     if ocr:
-        pages = [(text, picture or _is_unknown(text)) for text, picture in pages]
-    elif _is_unknown("\f".join(text for text, _ in pages)):
+        read = [(text, picture or _is_unknown(text)) for text, picture in read]
+    elif _is_unknown("\f".join(text for text, _ in read)):
         raise DataError(
             "does not say which characters its glyphs are (a font without a character map); run OCR on it, with "
             "`documents.ocr: eng` or its language"
         )
-    return tuple(text for text, _ in pages), tuple(number for number, (_, picture) in enumerate(pages, 1) if picture)
+    return tuple(text for text, _ in read), tuple(number for number, (_, picture) in enumerate(read, 1) if picture)
 
 
 def _is_unknown(text: str) -> bool:
