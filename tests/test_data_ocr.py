@@ -137,6 +137,20 @@ def _orientation(value: int) -> Image.Exif:
 
 
 @real
+def test_german_is_read_with_its_letters(tmp_path: Path) -> None:
+    if "deu" not in Tesseract.on_this_machine().installed:
+        pytest.skip("tesseract has no data for German")
+    from matplotlib import font_manager
+
+    page = Image.new("L", (1600, 300), 255)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 40)
+    ImageDraw.Draw(page).text((80, 100), "Die Größe der Mühle überrascht die Bäcker.", fill=0, font=font)
+    page.save(tmp_path / "a.png", dpi=(150, 150))
+    found = read_documents(documents(tmp_path / "a.png", ocr="deu"))
+    assert found.documents[0].text == "Die Größe der Mühle überrascht die Bäcker."
+
+
+@real
 def test_a_scanned_page_among_others_comes_in_its_place(tmp_path: Path) -> None:
     text = read_documents(documents(mixed(tmp_path / "mixed.pdf"), ocr="eng")).documents[0].text
     places = [text.index(part) for part in ("mills grind corn", *LINES, "locks lift boats")]
