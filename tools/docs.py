@@ -14,9 +14,9 @@ import time
 from pathlib import Path, PurePosixPath
 
 from architecture import table as rooms_table
+from docs_json import json_page, json_schema_text
 from docs_math import outside_code, with_mathml
 from docs_notebooks import notebook_pages
-from docs_json import json_page, json_schema_text
 from docs_reference import checks_table, cli_page, recipe_page, recipes_page, schema_json
 
 ROOT = Path(__file__).resolve().parents[1]
