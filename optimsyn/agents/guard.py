@@ -1,0 +1,186 @@
+"""What an agent's recipes may touch: files inside one folder, models that are allowed, no code of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.recipe.bundled import EMBEDDED_PREFIX, recipes_folder
+from optimsyn.recipe.own_parts import own_parts
+from optimsyn.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.sections.data import Source
+
+# `owner/name` of a hub: neither absolute nor leading out of a folder.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """Refuses paths outside of a folder, and recipes that reach further than they may.
+
+    Args:
+        root: All files of recipes and runs are inside it, with symbolic links resolved.
+        allow_hosted: Recipes may name services.
+        allow_plugins: Recipes may name code (`package.module:name`), which would run with all rights of this process.
+        addresses: Hosts that `api_base` may name beside this machine; a service's key is sent there.
+    """
+
+    def __init__(
+        self, root: Path, *, allow_hosted: bool = False, allow_plugins: bool = False, addresses: Sequence[str] = ()
+    ) -> None:
+        self.root = root.resolve(strict=True)
+        self.allow_hosted = allow_hosted
+        self.allow_plugins = allow_plugins
+        self._addresses = _HERE.union(address.casefold() for address in addresses)
+        # Files and bundled sets that some recipe names as test questions.
+        self._test_sources: set[str] = set()
+
+    def path(self, name: str | Path) -> Path:
+        """A path inside the root, relative ones from there; links are resolved.
+
+        Raises:
+            RecipeError: It leads outside.
+        """
+        if "\0" in str(name):
+            raise RecipeError("a path cannot hold a null character; give a file or folder inside the root")
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise RecipeError(f"{name}: is outside of {self.root}, the only folder that this server may use")
+        return path
+
+    def shown(self, path: Path) -> str:
+        """A path from the root, for results."""
+        return str(path.relative_to(self.root))
+
+    def file_of(self, recipe: str) -> Path | str:
+        """What `Recipe.load` takes: a recipe file or run folder inside the root, or a bundled recipe's name.
+
+        Raises:
+            RecipeError: It is outside.
+        """
+        bundled = recipes_folder() / f"{recipe}.yaml"
+        if re.fullmatch(r"[\w-]+", recipe) and bundled.is_file() and not (self.root / recipe).exists():
+            return bundled
+        return self.path(recipe)
+
+    def recipe(self, name: str, size: str = "full", changes: dict[str, Any] | None = None) -> Recipe:
+        """A recipe that may be used.
+
+        Raises:
+            RecipeError: It is wrong, or reaches further than it may; names the field.
+        """
+        return self.checked(Recipe.load(self.file_of(name), size=size, changes=changes or {}))
+
+    def checked(self, recipe: Recipe) -> Recipe:
+        """The recipe, if it may be used.
+
+        Raises:
+            RecipeError: It may not; names every field.
+        """
+        problems = [*self._source_problems(recipe), *self._model_problems(recipe)]
+        if not self.allow_plugins:
+            problems += [
+                f"{field}: {reference!r} is code that would run with all rights of this server; ask the person who "
+                "started it for --allow-plugins"
+                for field, reference in own_parts(recipe)
+            ]
+        if problems:
+            raise RecipeError("\n".join(problems))
+        return recipe
+
+    def _source_problems(self, recipe: Recipe) -> Iterator[str]:
+        self._note_test_sources(recipe)
+        questions = recipe.questions
+        used: list[tuple[str, Source | None]] = [
+            ("documents.source", recipe.documents.source),
+            ("questions.validation", questions.validation),
+            ("reward.other_questions", recipe.reward.other_questions),
+        ]
+        for field, source in [*used, ("questions.test", questions.test)]:
+            if source is None:
+                continue
+            problem = self._reach_problem(source)
+            if problem is None and field != "questions.test" and self._holds_test_questions(source):
+                problem = "holds the test questions of a recipe, which only the evaluation may read; name other data"
+            if problem is not None:
+                yield f"{field}: {problem}"
+
+    def _reach_problem(self, source: Source) -> str | None:
+        if source.hub is not None:
+            if not _HUB_ID.fullmatch(source.hub) or Path(source.hub).exists():
+                return f"{source.hub!r} is no name of a dataset of the hub, such as owner/name"
+            return None
+        path = str(source.path)
+        if path.startswith(EMBEDDED_PREFIX):
+            return None
+        if source.follow_links:
+            return "follow_links reads files outside of the folder; set it to false"
+        try:
+            self.path(path)
+        except RecipeError as error:
+            return str(error)
+        return None
+
+    def _note_test_sources(self, recipe: Recipe) -> None:
+        for known in (recipe, *self._recipes_here()):
+            if known.questions.test is not None:
+                self._test_sources.add(_place(known.questions.test))
+
+    def _recipes_here(self) -> Iterator[Recipe]:
+        """The recipes that lie in the root, and those of its folders."""
+        for file in recipe_files(self.root):
+            try:
+                yield Recipe.load(file)
+            except RecipeError:
+                continue
+
+    def _holds_test_questions(self, source: Source) -> bool:
+        place = _place(source)
+        if place in self._test_sources:
+            return True
+        if source.path is None or place.startswith(EMBEDDED_PREFIX):
+            return False
+        folder = Path(place)
+        if "prepare" in folder.parts[-2:] and (folder.name in ("prepare", "test.jsonl")):
+            return True
+        return any(os.path.isabs(test) and Path(test).is_relative_to(folder) for test in self._test_sources) or (
+            (folder / "prepare" / "test.jsonl").exists() or any(folder.glob("*/prepare/test.jsonl"))
+        )
+
+    def _model_problems(self, recipe: Recipe) -> Iterator[str]:
+        models = {"target": recipe.models.target, **recipe.models.writers}
+        for role, spec in models.items():
+            if spec.provider == "litellm" and not self.allow_hosted:
+                yield f"models.{role}: {spec.name} is a service, and this server was started without --allow-hosted"
+            if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
+                yield (
+                    f"models.{role}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
+                    "person who started it for --allow-address HOST"
+                )
+            if spec.provider == "local" and (not _HUB_ID.fullmatch(spec.name) or Path(spec.name).exists()):
+                try:
+                    self.path(spec.name)
+                except RecipeError as error:
+                    yield f"models.{role}: {error}"
+
+
+def recipe_files(root: Path) -> list[Path]:
+    """The YAML files in a folder and in the folders directly in it, without hidden ones and those of runs."""
+    files = [*root.glob("*.y*ml"), *root.glob("*/*.y*ml")]
+    inside = [file for file in files if file.is_file() and file.resolve().is_relative_to(root)]
+    return sorted(
+        file for file in inside if not file.parent.name.startswith(".") and not (file.parent / "manifest.json").exists()
+    )
+
+
+def _place(source: Source) -> str:
+    if source.path is None:
+        return f"hub:{source.hub}:{source.config}:{source.split}:{sorted(source.where.items())}"
+    return source.path if source.path.startswith(EMBEDDED_PREFIX) else str(Path(source.path).resolve())
