@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,8 +38,8 @@ class Guard:
         self.allow_hosted = allow_hosted
         self.allow_plugins = allow_plugins
         self._addresses = _HERE.union(address.casefold() for address in addresses)
-        # Files and bundled sets that some recipe names as test questions.
-        self._test_sources: set[str] = set()
+        # What some recipe names as test questions.
+        self._tests: list[Source] = []
 
     def path(self, name: str | Path) -> Path:
         """A path inside the root, relative ones from there; links are resolved.
@@ -107,7 +106,9 @@ class Guard:
             if source is None:
                 continue
             problem = self._reach_problem(source)
-            if problem is None and field != "questions.test" and self._holds_test_questions(source):
+            # The bundled documents are no questions, and documents of a hub are public.
+            mine = field != "documents.source" or _is_own_file(source)
+            if problem is None and field != "questions.test" and mine and self._holds_test_questions(source):
                 problem = "holds the test questions of a recipe, which only the evaluation may read; name other data"
             if problem is not None:
                 yield f"{field}: {problem}"
@@ -130,8 +131,9 @@ class Guard:
 
     def _note_test_sources(self, recipe: Recipe) -> None:
         for known in (recipe, *self._recipes_here()):
-            if known.questions.test is not None:
-                self._test_sources.add(_place(known.questions.test))
+            test = known.questions.test
+            if test is not None and test not in self._tests:
+                self._tests.append(test)
 
     def _recipes_here(self) -> Iterator[Recipe]:
         """The recipes that lie in the root, and those of its folders."""
@@ -142,16 +144,16 @@ class Guard:
                 continue
 
     def _holds_test_questions(self, source: Source) -> bool:
-        place = _place(source)
-        if place in self._test_sources:
+        if any(_overlap(source, test) for test in self._tests):
             return True
-        if source.path is None or place.startswith(EMBEDDED_PREFIX):
+        if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
             return False
-        folder = Path(place)
-        if "prepare" in folder.parts[-2:] and (folder.name in ("prepare", "test.jsonl")):
-            return True
-        return any(os.path.isabs(test) and Path(test).is_relative_to(folder) for test in self._test_sources) or (
-            (folder / "prepare" / "test.jsonl").exists() or any(folder.glob("*/prepare/test.jsonl"))
+        # What `prepare` of a run has written.
+        path = Path(source.path).resolve()
+        return (
+            "prepare" in path.parts[-2:]
+            or (path / "prepare" / "test.jsonl").exists()
+            or any(path.glob("*/prepare/test.jsonl"))
         )
 
     def _model_problems(self, recipe: Recipe) -> Iterator[str]:
@@ -180,7 +182,19 @@ def recipe_files(root: Path) -> list[Path]:
     )
 
 
-def _place(source: Source) -> str:
-    if source.path is None:
-        return f"hub:{source.hub}:{source.config}:{source.split}:{sorted(source.where.items())}"
-    return source.path if source.path.startswith(EMBEDDED_PREFIX) else str(Path(source.path).resolve())
+def _is_own_file(source: Source) -> bool:
+    return source.path is not None and not source.path.startswith(EMBEDDED_PREFIX)
+
+
+def _overlap(source: Source, test: Source) -> bool:
+    """Whether a source may hold rows of test questions: the same rows, or a file or folder that they lie in."""
+    if source.path is not None and test.path is not None:
+        if source.path.startswith(EMBEDDED_PREFIX) or test.path.startswith(EMBEDDED_PREFIX):
+            same = source.path == test.path
+        else:
+            same = Path(test.path).resolve().is_relative_to(Path(source.path).resolve())
+    else:
+        same = source.hub is not None and (source.hub, source.config) == (test.hub, test.config)
+        # A split may be an expression, such as `train+test`.
+        same = same and test.split in source.split
+    return same and not any(test.where.get(column, value) != value for column, value in source.where.items())

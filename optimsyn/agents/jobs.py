@@ -60,6 +60,7 @@ class Money:
 
     @property
     def left(self) -> float:
+        """What further work may cost."""
         return max(0.0, self.budget - self.spent - self.reserved)
 
 
@@ -128,8 +129,8 @@ class Jobs:
         if needs > money.left:
             raise BudgetError(
                 f"{what}: may cost up to {needs:.4f} US dollars, and {money.left:.4f} are left of the budget of "
-                f"{money.budget:g} ({money.spent:.4f} spent, {money.reserved:.4f} reserved); make it smaller, or ask the "
-                "person who started this server for a larger --budget"
+                f"{money.budget:g} ({money.spent:.4f} spent, {money.reserved:.4f} reserved); make it smaller, "
+                "or ask the person who started this server for a larger --budget"
             )
 
     def end(self) -> None:
