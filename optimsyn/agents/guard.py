@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ class Guard:
         self._addresses = _HERE.union(address.casefold() for address in addresses)
         # What some recipe names as test questions.
         self._tests: list[Source] = []
+        # When the recipes that were looked at were last changed.
+        self._noted: dict[Path, int] = {}
 
     def path(self, name: str | Path) -> Path:
         """A path inside the root, relative ones from there; links are resolved.
@@ -75,7 +78,10 @@ class Guard:
         Raises:
             RecipeError: It is wrong, or reaches further than it may; names the field.
         """
-        return self.checked(Recipe.load(self.file_of(name), size=size, changes=changes or {}))
+        base = Recipe.load(self.file_of(name))
+        # Before it is changed, since a change may hide what it holds back.
+        self._note(base)
+        return self.checked(base.resized(size).changed(changes or {}))
 
     def checked(self, recipe: Recipe) -> Recipe:
         """The recipe, if it may be used.
@@ -95,7 +101,8 @@ class Guard:
         return recipe
 
     def _source_problems(self, recipe: Recipe) -> Iterator[str]:
-        self._note_test_sources(recipe)
+        self._note_test_sources()
+        self._note(recipe)
         questions = recipe.questions
         used: list[tuple[str, Source | None]] = [
             ("documents.source", recipe.documents.source),
@@ -129,19 +136,20 @@ class Guard:
             return str(error)
         return None
 
-    def _note_test_sources(self, recipe: Recipe) -> None:
-        for known in (recipe, *self._recipes_here()):
-            test = known.questions.test
-            if test is not None and test not in self._tests:
-                self._tests.append(test)
+    def _note_test_sources(self) -> None:
+        """Notes what the recipes in the root, those of runs and the bundled ones hold back."""
+        runs = self.root.glob("runs/*/recipe.yaml")
+        for file in (*recipes_folder().glob("*.yaml"), *recipe_files(self.root), *runs):
+            changed = file.stat().st_mtime_ns
+            if self._noted.get(file) != changed:
+                self._noted[file] = changed
+                with suppress(RecipeError):
+                    self._note(Recipe.load(file, of_run=(file.parent / "manifest.json").is_file()))
 
-    def _recipes_here(self) -> Iterator[Recipe]:
-        """The recipes that lie in the root, and those of its folders."""
-        for file in recipe_files(self.root):
-            try:
-                yield Recipe.load(file)
-            except RecipeError:
-                continue
+    def _note(self, recipe: Recipe) -> None:
+        test = recipe.questions.test
+        if test is not None and test not in self._tests:
+            self._tests.append(test)
 
     def _holds_test_questions(self, source: Source) -> bool:
         if any(_overlap(source, test) for test in self._tests):
