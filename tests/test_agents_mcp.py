@@ -209,7 +209,7 @@ def test_own_test_questions_are_read_by_the_evaluation_only(tmp_path: Path) -> N
     test = files["questions.test"]
     for field, value in (("documents.source", test), ("documents.source", str(tmp_path / "data"))):
         with pytest.raises(RecipeError, match="holds the test questions"):
-            tools.documents_of = tools.read_recipe("quickstart", changes={field: value})  # type: ignore[attr-defined]
+            tools.read_recipe("quickstart", changes={field: value})
     run = write_run(tmp_path / "runs", stages=1)
     for place in ("prepare", "prepare/test.jsonl", "."):
         with pytest.raises(RecipeError, match="holds the test questions"):
