@@ -1,4 +1,4 @@
-"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new.
+"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new, mcp.
 
 With `--json`, a command prints one JSON document, whose result it hands to `JSON_OUTPUT`.
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
@@ -361,6 +361,25 @@ def new(
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     JSON_OUTPUT.deliver(lambda: _results().NewResult(path=str(target)))
     typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
+
+
+@app.command()
+def mcp(
+    root: Annotated[Path, typer.Option("--root", help="The only folder that tools may read and write.")] = Path(),
+    budget: Annotated[float, typer.Option(min=0, help="US dollars that all its runs may cost together.")] = 0.0,
+    allow_hosted: Annotated[bool, typer.Option(help="Recipes may name services.")] = False,
+    allow_plugins: Annotated[bool, typer.Option(help="Recipes may name code, which then runs.")] = False,
+    allow_address: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A host that `api_base` may name; can be repeated.")
+    ] = None,
+) -> None:
+    """Serve these commands as tools to a coding agent, by MCP on standard input and output.
+
+    Runs go on in child processes and end with the server.
+    """
+    from optimsyn.agents.server import Permissions, serve
+
+    serve(root, Permissions(budget, allow_hosted, allow_plugins, allow_address or ()))
 
 
 def main() -> None:
