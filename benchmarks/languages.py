@@ -136,7 +136,9 @@ def english() -> Iterator[Case]:
         for line in file.read_text("utf-8").splitlines():
             row = json.loads(line)
             text = texts.get(row.get("document_id", ""), row.get("context") or "")
-            if row.get("choices") or not text:
+            figure = re.fullmatch(r"[\d.,]+", row["answer"])
+            # A free answer is not to be calculated.
+            if row.get("choices") or not text or (figure and figure.group() not in text):
                 continue
             passage = _passage(row["id"], text)
             context = text if row.get("open_book") or row.get("context") else None

@@ -84,14 +84,15 @@ def by_transformers(wishes: list[Wish], adapter: Path, seed: int) -> list[Outcom
     return [outcome(wish, text, checks, n) for n, (wish, text) in enumerate(zip(wishes, texts, strict=True))]
 
 
-async def by_product(wishes: list[Wish], seed: int) -> list[Outcome]:
+async def by_product(wishes: list[Wish], seed: int, temperature: float | None) -> list[Outcome]:
     """Pairs of `PairWriter` with the embedded model."""
     from optimsyn.base.errors import ReplyError
     from optimsyn.llm.factory import load_language_model
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.task_shape import TaskShape
 
-    model = load_language_model(ModelSpec(name="embedded"))
+    chosen = {} if temperature is None else {"temperature": temperature}
+    model = load_language_model(ModelSpec(name="embedded", **chosen))
     writers = {name: PairWriter(model, TaskShape.only(name)) for name in ("free", "multiple_choice")}
     checks = checker()
 
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, help="folder of domains, each with a documents.jsonl")
     parser.add_argument("--count", type=int, default=50, help="passages of each domain")
     parser.add_argument("--adapter", type=Path, help="folder of an adapter; without it the product writes")
+    parser.add_argument("--temperature", type=float, help="of the product; without it its default")
     parser.add_argument("--limit", type=int, help="wishes, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -127,7 +129,7 @@ def main() -> None:
         outcomes = (
             by_transformers(wishes, args.adapter, args.seed)
             if args.adapter
-            else asyncio.run(by_product(wishes, args.seed))
+            else asyncio.run(by_product(wishes, args.seed, args.temperature))
         )
         result[name] = shares(outcomes)
         lines += [json.dumps({"source": name, **each.row()}, ensure_ascii=False) + "\n" for each in outcomes]

@@ -1,5 +1,6 @@
-"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new.
+"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new, mcp.
 
+With `--json`, a command prints one JSON document, whose result it hands to `JSON_OUTPUT`.
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
 """
 
@@ -7,20 +8,17 @@ from __future__ import annotations
 
 import signal
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from types import ModuleType
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
 
 import optimsyn
 from optimsyn.base.environment import PARENT, variable
-from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
-from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.errors import OptimsynError
+from optimsyn.base.terminal.json_output import FAILED, JSON_OUTPUT, JsonCommand, PairsCommand, called, command_of
 from optimsyn.execution.opening import load_recipe, make_console, open_checked, refuse_unknown_stage, show_preflight
-
-FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="optimsyn",
@@ -57,19 +55,11 @@ UntilOption = Annotated[str | None, typer.Option("--stage", help="Stop after thi
 FolderArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
-class _TakesPairs(TyperCommand):
-    """A command whose option `-p` takes a name and a value as two words, as papermill's does."""
+def _results() -> ModuleType:
+    """The results for `--json`, imported late, because their data takes time to load."""
+    from optimsyn.execution import json_results
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Joins the two words to `NAME=VALUE`, which may also be written as one."""
-        words = list(args)
-        joined: list[str] = []
-        while words:
-            joined.append(words.pop(0))
-            if joined[-1] in ("-p", "--parameters") and words:
-                name = words.pop(0)
-                joined.append(name if "=" in name or not words else f"{name}={words.pop(0)}")
-        return super().parse_args(ctx, joined)
+    return json_results
 
 
 def _version(requested: bool) -> None:
@@ -85,7 +75,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def doctor() -> None:
     """Check this machine, and say what it lacks."""
     from optimsyn.machine.doctor import diagnose, report
@@ -93,12 +83,13 @@ def doctor() -> None:
     console = make_console()
     with console.status("Looking at this machine …"):
         findings = list(diagnose())
+    JSON_OUTPUT.deliver(lambda: _results().DoctorResult.of(findings))
     console.print(report(findings))
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def validate(
     recipe: RecipeArgument,
     root: RootOption = Path("runs"),
@@ -116,6 +107,7 @@ def validate(
     loaded = load_recipe(recipe, size, changes)
     with Steps().step("Checking files, questions, models" + ("" if offline else " and services")):
         preflight = checked(loaded, root, offline=offline)
+    JSON_OUTPUT.deliver(lambda: _results().ValidateResult.of(loaded, root, preflight), loaded.key_variables)
     show_preflight(preflight, console)
     preflight.raise_if_refused()
     console.print(preflight.forecast)
@@ -126,7 +118,7 @@ def validate(
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def preview(
     recipe: RecipeArgument,
     pairs: Annotated[int, typer.Option("--pairs", min=1, max=20, help="How many pairs to show.")] = 3,
@@ -152,11 +144,12 @@ def preview(
 
             stack.enter_context(embedded_server(run_))
         result = make(run_, pairs, step=steps.step)
+    JSON_OUTPUT.deliver(lambda: _results().PreviewResult.of(run_, result), run_.secret_names)
     console.print(result)
     console.print("The replies are kept: `optimsyn run` with the same recipe and options uses them.")
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def run(
     recipe: RunArgument,
     root: RootOption = Path("runs"),
@@ -176,6 +169,7 @@ def run(
     if stage is not None:
         refuse_unknown_stage(recipe, size, changes, stage)
     run_ = open_checked(recipe, root, size, changes, console, Steps())
+    JSON_OUTPUT.deliver(lambda: _results().RunResult.of(run_), run_.secret_names)
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=stage)
     if run_.done(run_.stages[-1]):
@@ -183,7 +177,7 @@ def run(
     typer.echo(run_.folder)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def batch(  # noqa: PLR0913 - options of a command
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files, or names of bundled ones.")],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many run at once.")] = 1,
@@ -205,6 +199,7 @@ def batch(  # noqa: PLR0913 - options of a command
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
     from optimsyn.batch.plan import BatchLimits, RunOptions, known_stages
+    from optimsyn.batch.state import BatchResult
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES
@@ -222,17 +217,17 @@ def batch(  # noqa: PLR0913 - options of a command
         engine=make_engine(engine, jobs, ray_address),
         console=make_console(),
     )
+    JSON_OUTPUT.deliver(lambda: BatchResult(batch=state))
     raise typer.Exit(exit_code(state))
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def study(  # noqa: PLR0913 - options of a command
     study_file: Annotated[str, typer.Argument(metavar="STUDY", help="A study file.")],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many run at once.")] = 1,
     root: Annotated[Path, typer.Option("--root", help="Folder of the studies.")] = Path("runs"),
     status: Annotated[bool, typer.Option("--status", help="Show what is done and forecast the rest.")] = False,
     page_only: Annotated[bool, typer.Option("--page-only", help="Write the page of what is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print study.json, or the status, in place of text.")] = False,
     cost_usd: AllCostOption = None,
     tokens: AllTokensOption = None,
     requests: AllRequestsOption = None,
@@ -255,18 +250,20 @@ def study(  # noqa: PLR0913 - options of a command
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
     opened, code = Study.open(study_file, root), 0
-    console = make_console(stderr=as_json)
+    console = make_console()
     if status:
-        show_status(opened, jobs, console, as_json=as_json)
+        shown = show_status(opened, jobs, console)
+        JSON_OUTPUT.deliver(lambda: shown)
         return
     if not page_only:
         limits = BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb)
         code = conduct(opened, limits, engine=make_engine(engine, jobs, ray_address), console=console)
-    show_page(opened, as_json=as_json)
+    page = show_page(opened)
+    JSON_OUTPUT.deliver(lambda: page)
     raise typer.Exit(code)
 
 
-@app.command(cls=_TakesPairs)
+@app.command(cls=PairsCommand)
 def execute(
     notebook: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="The notebook to execute; it is not changed.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the executed notebook goes.")],
@@ -287,10 +284,11 @@ def execute(
     from optimsyn.execution.engine import execute as run_notebook
 
     run_notebook(notebook, output, values, progress=True)
+    JSON_OUTPUT.deliver(lambda: _results().ExecuteResult(notebook=str(output)))
     typer.echo(output)
 
 
-@app.command("open")
+@app.command("open", cls=JsonCommand)
 def open_(
     run_folder: FolderArgument,
     stage: Annotated[
@@ -305,21 +303,27 @@ def open_(
 
     run_ = find_run(run_folder)
     chosen, notebook = prepare(run_, stage)
+    JSON_OUTPUT.deliver(
+        lambda: _results().OpenResult(folder=str(run_.folder), stage=chosen, notebook=str(notebook)), run_.secret_names
+    )
     typer.echo(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` continues.")
     if open_run(run_, notebook, browser=browser, port=port):
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def report(run_folder: FolderArgument) -> None:
     """Write report.html of a run, finished or not."""
     from optimsyn.report.page.report import write_report
     from optimsyn.runs.lookup import find_run
 
-    typer.echo(write_report(find_run(run_folder)))
+    run_ = find_run(run_folder)
+    page = write_report(run_)
+    JSON_OUTPUT.deliver(lambda: _results().ReportResult(page=str(page), run=_results().RunFigures.read(run_)))
+    typer.echo(page)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def compare(
     run_folders: Annotated[
         list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, finished or not; or a folder of runs.")
@@ -330,10 +334,15 @@ def compare(
     from optimsyn.report.comparison import write_comparison
     from optimsyn.runs.lookup import find_runs
 
-    typer.echo(write_comparison(find_runs(run_folders), output))
+    runs = find_runs(run_folders)
+    page = write_comparison(runs, output)
+    JSON_OUTPUT.deliver(
+        lambda: _results().CompareResult(page=str(page), runs=tuple(map(_results().RunFigures.read, runs)))
+    )
+    typer.echo(page)
 
 
-@app.command()
+@app.command(cls=JsonCommand)
 def new(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes with optimsyn.")],
     path: Annotated[Path | None, typer.Argument(help="The file to write; without it, RECIPE.yaml here.")] = None,
@@ -350,7 +359,27 @@ def new(
         raise OptimsynError(f"{target}: exists already; give another file name")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    JSON_OUTPUT.deliver(lambda: _results().NewResult(path=str(target)))
     typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
+
+
+@app.command()
+def mcp(
+    root: Annotated[Path, typer.Option("--root", help="The only folder that tools may read and write.")] = Path(),
+    budget: Annotated[float, typer.Option(min=0, help="US dollars that all its runs may cost together.")] = 0.0,
+    allow_hosted: Annotated[bool, typer.Option(help="Recipes may name services.")] = False,
+    allow_plugins: Annotated[bool, typer.Option(help="Recipes may name code, which then runs.")] = False,
+    allow_address: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A host that `api_base` may name; can be repeated.")
+    ] = None,
+) -> None:
+    """Serve these commands as tools to a coding agent, by MCP on standard input and output.
+
+    Runs go on in child processes and end with the server.
+    """
+    from optimsyn.agents.server import Permissions, serve
+
+    serve(root, Permissions(budget, allow_hosted, allow_plugins, allow_address or ()))
 
 
 def main() -> None:
@@ -363,22 +392,9 @@ def main() -> None:
         from optimsyn.batch.lifeline import end_with_parent
 
         end_with_parent()
-    try:
-        app()
-    except (RecipeError, ParameterError) as error:
-        _fail(error, WRONG_RECIPE)
-    except OptimsynError as error:
-        _fail(error, FAILED)
-    except SystemExit as leave:
-        if leave.code == INTERRUPTED:
-            sys.stderr.write("\nInterrupted; everything so far is kept, the same command continues.\n")
-        raise
-    except Exception as error:  # noqa: BLE001 (printed without secrets: even a bug must not print a key)
-        sys.stderr.write(redact(disk_trouble(error) or traceback.format_exc()))
-        sys.exit(FAILED)
-
-
-def _fail(error: OptimsynError, code: int) -> NoReturn:
-    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
-    sys.stderr.write(f"{type(error).__name__}: {redact(text)}\n")
-    sys.exit(code)
+    arguments = sys.argv[1:]
+    with JSON_OUTPUT.on(arguments) as stream:
+        ended = called(lambda: app(standalone_mode=not JSON_OUTPUT.asked))
+        if stream is not None:
+            ended = JSON_OUTPUT.write(stream, command_of(arguments), ended)
+    sys.exit(ended.code)

@@ -232,7 +232,7 @@ def test_records_of_the_old_forms_are_written_as_ever_and_read_back() -> None:
         assert not {"form", "details"} & set(json.loads(record.model_dump_json()))
         assert type(record).model_validate_json(record.model_dump_json()) == record
     assert (free.kind, choice.kind, statement().kind) == ("free", "multiple_choice", "true_false")
-    with pytest.raises(ValueError, match="names none of its choices"):
+    with pytest.raises(DataError, match="names none of its choices"):
         Question(id="q", question="Who?", answer="Ann", choices=("Ann", "Bo"))
 
 

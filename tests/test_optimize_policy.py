@@ -16,7 +16,7 @@ from optimize_run import run_policy
 from runs_helpers import tiny_recipe
 from safetensors.torch import load_file
 
-from optimsyn.base.errors import DataError, ModelError, ServiceError
+from optimsyn.base.errors import DataError, ModelError, RecipeError, ServiceError
 from optimsyn.base.files import iter_json
 from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.llm.local import turns
@@ -269,7 +269,7 @@ def test_several_steps_are_sampled_at_once(policy: Path, tmp_path: Path) -> None
     assert ["reward" in row for row in found.history] == [True, False, False] * 2
     assert all(row["loss"] is not None for row in found.history)
     assert sum(asked) == 6 * 2 * 4, "no rubric more than with a sampling for each step"
-    with pytest.raises(ValueError, match="no multiple of steps_ahead"):
+    with pytest.raises(RecipeError, match="no multiple of steps_ahead"):
         PolicyOptimizer(steps=4, steps_ahead=3)
 
 
@@ -358,5 +358,5 @@ def test_vllm_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPat
     assert method_problems(tiny_recipe()) == []
     assert recipe.fingerprint != tiny_recipe().fingerprint
     for wrong in ({"sampler": "vllm_server"}, {"vllm_url": "http://localhost:8000"}):
-        with pytest.raises(ValueError, match="vllm_server needs vllm_url"):
+        with pytest.raises(RecipeError, match="vllm_server needs vllm_url"):
             PolicyOptimizer(**wrong)

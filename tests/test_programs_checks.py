@@ -14,7 +14,7 @@ import optimsyn
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import REGISTRIES
 from optimsyn.data.demonstrations import DEMOS
-from optimsyn.data.records import Pair, Question
+from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.programs.checks import BUILT_IN, CheckContext, Checker
 from optimsyn.recipe.sections.synthesis import Checks
 
@@ -214,3 +214,17 @@ def test_a_custom_check_that_is_wrong_is_named_and_refuses_no_pair(part: object,
             Checker(Checks(plugins=("spare",))).check(pair(), passage())
     finally:
         REGISTRIES["check"].forget("spare")
+
+
+def test_an_answer_that_compares_two_printed_figures_may_say_which_is_larger() -> None:
+    text = "The mill at Ostby ground 79 tonnes of rye in 2017 and 71 tonnes in 2013."
+    source = Passage(id="p", document_id="d", text=text, char_start=0, char_end=len(text))
+    question = "How did the rye that the mill at Ostby ground in 2017 compare with that in 2013?"
+
+    def failed(answer: str) -> bool:
+        item = Pair(id="x", passage_id="p", question=question, answer=answer)
+        return "grounded" in Checker(Checks()).check(item, source).reasons
+
+    assert not failed("It was higher: 79 tonnes in 2017, 71 tonnes in 2013.")
+    assert failed("It was higher: 79 tonnes in 2017, 61 tonnes in 2013.")
+    assert failed("higher")

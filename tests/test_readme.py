@@ -46,7 +46,7 @@ def test_files_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for name in re.findall(r"copy a recipe: (.*)", README)[0].split(", "):
+    for name in re.findall(r"\w+", re.findall(r"copy a recipe: ((?:.*,\n +# )*.*)", README)[0]):
         assert (ROOT / "recipes" / f"{name}.yaml").is_file(), name
 
 

@@ -24,8 +24,8 @@ from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import FORMS
 from optimsyn.base.files import iter_json
 from optimsyn.base.source_identity import module_source, source_identity
-from optimsyn.data import language
-from optimsyn.data.forms import QuestionForm
+from optimsyn.data import figures, language
+from optimsyn.data.forms import QuestionForm, lines
 from optimsyn.data.records import Question
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.fingerprint import encoding_digest
@@ -282,7 +282,9 @@ def test_an_edited_built_in_check_is_another_check(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_module_that_the_built_in_checks_use_counts() -> None:
-    parts = [Path(checks.__file__), Path(language_checks.__file__), *Path(language.__file__).parent.glob("[!_]*.py")]
+    folders = [Path(package.__file__).parent for package in (language, figures)]
+    parts = [Path(checks.__file__), Path(language_checks.__file__)]
+    parts += [part for folder in folders for part in folder.glob("[!_]*.py")]
     trees = [ast.parse(part.read_text("utf-8")) for part in parts]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     # `from package import module` names the module last.
@@ -300,10 +302,12 @@ def test_every_module_that_the_built_in_checks_use_counts() -> None:
             "recipe.sections.synthesis",
         )
     }
-    forms = {QuestionForm.__module__, *(type(form).__module__ for form in FORMS.built_in.values())}
-    assert {name for name in used if name.startswith("optimsyn.")} - without_words | forms == set(
-        check_identity.BUILT_IN
-    ) - {"optimsyn.programs.checks"}
+    forms = {QuestionForm.__module__, *(type(form).__module__ for form in FORMS.built_in.values()), lines.__name__}
+    used |= {f"{figures.__name__}.{part.stem}" for part in folders[1].glob("[!_]*.py")} | forms
+    # Metrics compare figures, checks look them up.
+    used -= {f"{figures.__name__}.compare"}
+    used = {name for name in used if name.startswith("optimsyn.")} - without_words - {figures.__name__}
+    assert used == set(check_identity.BUILT_IN) - {"optimsyn.programs.checks"}
 
 
 def test_ids_and_sizes_of_batches_are_no_part_of_the_identity(target: Target) -> None:

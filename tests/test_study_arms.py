@@ -265,7 +265,7 @@ def test_the_command_tells_the_design_and_starts_nothing_for_its_status(tmp_path
 
     shown = optimsyn("--status", "--json")
     assert shown.returncode == 0, shown.stderr
-    facts = json.loads(shown.stdout)
+    facts = json.loads(shown.stdout)["result"]
     assert (facts["forecast"]["runs"], facts["forecast"]["finished"], facts["forecast"]["seconds"]) == (4, 0, None)
     assert facts["forecast"]["requests"]["expected"] > 100
     assert not (tmp_path / "runs").exists()

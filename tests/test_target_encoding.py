@@ -9,7 +9,7 @@ import pytest
 from data_helpers import load_documents, text_of
 from document_helpers import documents, folder_source
 
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.text_files import conversion_advice, decode, likely_encoding
 from optimsyn.data.documents import read_documents
 from optimsyn.data.files.rows import read_rows
@@ -199,7 +199,7 @@ def test_seven_bit_encodings_that_pass_for_utf8_are_read_when_named(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["latin-nine", "rot13", "base64", "unicode_escape", "undefined", "idna", ""])
 def test_what_is_no_text_encoding_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="there is no text encoding"):
+    with pytest.raises(RecipeError, match="there is no text encoding"):
         Source(path="x", encoding=name)
 
 

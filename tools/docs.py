@@ -14,13 +14,14 @@ import time
 from pathlib import Path, PurePosixPath
 
 from architecture import table as rooms_table
+from docs_json import json_page, json_schema_text
 from docs_math import outside_code, with_mathml
 from docs_notebooks import notebook_pages
 from docs_reference import checks_table, cli_page, recipe_page, recipes_page, schema_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPARED = ROOT / "build" / "docs"
-_WATCHED = ("docs", "notebooks", "recipes", "optimsyn", "tools", "CHANGELOG.md", "CONTRIBUTING.md")
+_WATCHED = ("docs", "notebooks", "recipes", "optimsyn", "tools", "CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md")
 
 # Files of the repository and the page that shows each.
 _PAGES = {
@@ -28,6 +29,7 @@ _PAGES = {
     "README.ko.md": "index.ko.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "AGENTS.md": "agents.md",
     "LICENSE": "licence.md",
     "NOTICE": "licence.md",
 }
@@ -48,13 +50,15 @@ def pages() -> dict[str, str | bytes]:
             name = path.relative_to(ROOT / "docs").as_posix()
             contents[name] = path.read_text(encoding="utf-8") if path.suffix == ".md" else path.read_bytes()
             sources[name] = f"docs/{name}"
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md"):
         contents[_PAGES[name]] = (ROOT / name).read_text(encoding="utf-8")
         sources[_PAGES[name]] = name
     contents["licence.md"] = _licence()
     contents["reference/recipe.md"] = recipe_page()
     contents["reference/recipe.schema.json"] = schema_json()
     contents["reference/cli.md"] = cli_page()
+    contents["reference/json.md"] = json_page()
+    contents["reference/json.schema.json"] = json_schema_text()
     contents["reference/recipes.md"] = recipes_page(ROOT / "recipes")
     for name, content in notebook_pages(ROOT / "notebooks").items():
         contents[name] = content

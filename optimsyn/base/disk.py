@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from optimsyn.base.environment import CACHE, variable
 from optimsyn.base.errors import DataError
 
 # Retrying does not help: no space, no quota, a file too large for its limit, read-only, broken.
@@ -32,6 +33,16 @@ _CURE = (
     "free space there (or move the run folder to another disk and name that with --root), then run the same command "
     "again: it continues, and nothing is bought twice"
 )
+
+
+def cache_dir() -> Path:
+    """The per-user folder for files that are made once: `$OPTIMSYN_CACHE`, or the platform's usual cache folder."""
+    chosen = variable(CACHE)
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("optimsyn", appauthor=False))
 
 
 def free_bytes(path: Path) -> int | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 # For users.
-# The folder for the assembled files of the embedded model; else the platform's usual cache folder.
+# The folder for the files of the embedded model and the text of scans; else the platform's usual cache folder.
 CACHE = "OPTIMSYN_CACHE"
 
 # Set by optimsyn for its child processes.
@@ -42,6 +42,7 @@ LITELLM_LOCAL_MODEL_COST_MAP = "LITELLM_LOCAL_MODEL_COST_MAP"  # use the model l
 RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"  # no usage statistics
 
 # Set for child processes.
+OMP_THREAD_LIMIT = "OMP_THREAD_LIMIT"  # tesseract is slower with threads
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHONUNBUFFERED = "PYTHONUNBUFFERED"
 PYTHONUTF8 = "PYTHONUTF8"
@@ -67,6 +68,9 @@ CONVERTER = frozenset(
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX"),
     )
 )
+
+# All that tesseract gets; the last is where its language data lies.
+OCR = CONVERTER | {"TESSDATA_PREFIX"}
 
 OPENAI_KEY = "OPENAI_API_KEY"
 HF_TOKEN = "HF_TOKEN"  # noqa: S105 (the name of a variable)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.base.files import write_text
+from optimsyn.base.terminal.json_document import Result
 from optimsyn.llm.reply import Usage
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "refused"]
@@ -119,3 +120,9 @@ class BatchState(_Part):
     def read(cls, path: Path) -> BatchState:
         """The state of a finished or running batch."""
         return cls.model_validate_json(path.read_bytes())
+
+
+class BatchResult(Result):
+    """What `optimsyn batch` prints with `--json`."""
+
+    batch: BatchState = Field(description="The content of batch.json.")

@@ -64,6 +64,7 @@ def diagnose() -> Iterator[Finding]:
         _disk,
         _accelerator,
         _notebooks,
+        _ocr,
         _embedded_model,
         _keys,
         _hub,
@@ -154,7 +155,7 @@ def _embedded_package() -> Finding:
 
 
 def _disk() -> Finding:
-    from optimsyn.llm.embedded.cache_folder import cache_dir
+    from optimsyn.base.disk import cache_dir
 
     places = {"run folder": Path.cwd(), "model cache": cache_dir()}
     free = {name: shutil.disk_usage(_existing(path)).free / 1e9 for name, path in places.items()}
@@ -198,6 +199,19 @@ def _notebooks() -> Finding:
     except OptimsynError as error:
         return Finding("notebooks", "fail", str(error))
     return Finding("notebooks", "ok", f"{len(STAGES)} stage notebooks in {folder}")
+
+
+def _ocr() -> Finding:
+    from optimsyn.data.files.ocr import INSTALL_DATA, Tesseract
+
+    try:
+        program = Tesseract.on_this_machine()
+    except OptimsynError as error:
+        return Finding("OCR", "note", f"{error}; only `documents.ocr` needs it, for scans")
+    spoken = [name for name in program.installed if name != "osd"]
+    if not spoken:
+        return Finding("OCR", "note", f"tesseract {program.version} without language data; {INSTALL_DATA}")
+    return Finding("OCR", "ok", f"tesseract {program.version} with {', '.join(spoken)}")
 
 
 def _embedded_model() -> Finding:

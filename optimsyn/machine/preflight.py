@@ -217,7 +217,8 @@ def _read_documents(recipe: Recipe, preflight: Preflight) -> DocumentSet | None:
                 )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:
-        preflight.problems.append(f"documents.source: {error}")
+        named = str(error).startswith("documents.")
+        preflight.problems.append(str(error) if named else f"documents.source: {error}")
         return None
     preflight.problems += shortened(documents.problems, "documents")
     preflight.warnings += [f"documents: {documents.hint}"] if documents.hint else []

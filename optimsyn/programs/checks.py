@@ -202,6 +202,12 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
     return None
 
 
+_NUMERAL = re.compile(r"\d[\d.,]*")
+_COMPARATIVES = frozenset(
+    "higher lower more less fewer greater smaller larger bigger longer shorter earlier later".split()
+)
+
+
 def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     """The content words of the answer come from the passage, its figures all do, and so does half of the question.
 
@@ -221,6 +227,9 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
             return f"the passage does not give the figure {pair.answer[figure.start : figure.end]}"
         rest = printed.rest(pair.answer, derived=derived)
         answer = _content(rest) or words_of(rest)
+        if len(_NUMERAL.findall(pair.answer)) > 1:
+            # Who compares two figures of the passage says which is the larger one.
+            answer = [word for word in answer if word not in _COMPARATIVES]
         strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:

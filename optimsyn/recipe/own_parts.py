@@ -23,6 +23,19 @@ def refuse_parts_of_this_process(recipe: Recipe) -> None:
                 )
 
 
+def own_parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The field and the reference of every part that names code, `package.module:name`."""
+    raw = recipe.model_dump(mode="json")
+    raw["stages"] = [stage.reference for stage in recipe.stages]
+    raw["documents"]["readers"] = list(recipe.documents.readers.values())
+    for role, spec in raw["models"].items():
+        if spec and (plugin := spec.get("plugin")) is not None and ":" in plugin:
+            yield f"models.{role}.plugin", plugin
+    for registry in REGISTRIES.values():
+        if not registry.field.startswith("models."):
+            yield from ((registry.field, text) for text in _texts_at(raw, registry.field.split(".")) if ":" in text)
+
+
 def _texts_at(value: Any, path: list[str]) -> Iterator[str]:
     if isinstance(value, list):
         for each in value:

@@ -264,7 +264,7 @@ class Recipe(Shown, Whole):
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         documents, questions = raw["documents"], raw["questions"]
-        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers"))
+        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers", "ocr"))
         _without_what_says_nothing(self.questions, questions, ("form", "show_form"))
         for place, source in (
             (documents["source"], self.documents.source),

@@ -54,6 +54,7 @@ class Preview(TableResult):
 
     stage: str = "preview"
     cards: tuple[PairCard, ...] = Field((), description="The rows as cards.")
+    usages: tuple[Usage, ...] = Field((), description="What each row cost when it was bought.")
     look: RewardLook | None = Field(description="Findings on the reward; None when the recipe has the look off.")
 
     def _repr_html_(self) -> str:
@@ -137,6 +138,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             _card(f"{place + 1} of {len(written)}: {rows[place][0]}", draft, influences[place], usage)
             for place, (draft, usage) in enumerate(written)
         ),
+        usages=tuple(usage for _, usage in written),
         notes=(note, _READ_SO, bought, *prepared.notes),
         look=look,
     )

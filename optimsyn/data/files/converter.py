@@ -16,6 +16,8 @@ from typing import IO, Any
 from optimsyn.base.environment import CONVERTER, OMP_NUM_THREADS, PYTHONUTF8, variables
 from optimsyn.base.errors import DataError
 from optimsyn.data.files.converter_child import memory_spent
+from optimsyn.data.files.formats import tidy
+from optimsyn.data.files.ocr import Ocr
 from optimsyn.data.files.readers import NamedReader, read_with
 from optimsyn.data.records import Document
 from optimsyn.recipe.sections.data import FileLimits
@@ -37,19 +39,22 @@ class Converted:
     Attributes:
         passed: Names of ignored parts (attachments).
         documents: Documents from a custom reader, instead of a text.
+        unread: The numbers of the pages that are pictures of text and were not read.
     """
 
     text: str
     passed: tuple[str, ...] = ()
     documents: tuple[Document, ...] | None = None
+    unread: tuple[int, ...] = ()
 
 
 class Converter:
     """One child process for many files, started with the first and restarted when a file ends it."""
 
-    def __init__(self, limits: FileLimits, encoding: str | None = None) -> None:
+    def __init__(self, limits: FileLimits, encoding: str | None = None, ocr: Ocr | None = None) -> None:
         self.limits = limits
         self.encoding = encoding
+        self.ocr = ocr
         self._child: _Child | None = None
         self._loaded: set[str] = set()
 
@@ -68,13 +73,20 @@ class Converter:
             self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
             self._loaded.add(str(reader.importable))
         request: dict[str, Any] = {"path": str(path), "seconds": limits.seconds, "encoding": self.encoding}
-        request["limits"] = limits.model_dump()
+        request |= {"limits": limits.model_dump(), "ocr": self.ocr is not None}
         if reader is not None:
             request |= {"reader": reader.importable, "called": reader.reference}
         answer = self._answer(request)
         if "documents" in answer:
             return Converted("", (), tuple(Document.model_validate(row) for row in answer["documents"]))
-        return Converted(answer["text"], tuple(answer["passed"]))
+        pictures = answer.get("pictures", ())
+        if self.ocr is None or not pictures:
+            return Converted(answer["text"], tuple(answer.get("passed", ())), unread=tuple(pictures))
+        read = self.ocr.read(
+            path, pictures, lambda page, into: self._answer(request | {"draw": page, "into": str(into)})
+        )
+        pages = [read.get(number, text) for number, text in enumerate(answer["pages"], 1)]
+        return Converted(tidy("\f".join(pages), limits))
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The child's answer; starts a missing child, and ends one that fails."""

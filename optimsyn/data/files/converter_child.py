@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,13 +68,14 @@ def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
 
     content = read_with(load(request["reader"]), request["called"], path, request["limits"]["inflated_mb"])
     if isinstance(content, str):
-        return {"text": content, "passed": []}
+        return {"text": content}
     return {"documents": [document.model_dump(mode="json") for document in content]}
 
 
 def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     from optimsyn.base.errors import DataError
     from optimsyn.data.files.formats import convert
+    from optimsyn.data.files.page_pictures import draw
     from optimsyn.recipe.sections.data import FileLimits
 
     _limit_time(request["seconds"])
@@ -81,8 +83,10 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     try:
         if "reader" in request:
             return _read(path, request)
-        text, passed = convert(path, FileLimits(**request["limits"]), request["encoding"])
-        return {"text": text, "passed": passed}
+        if "draw" in request:
+            draw(path, request["draw"], Path(request["into"]))
+            return {"drawn": True}
+        return asdict(convert(path, FileLimits(**request["limits"]), request["encoding"], ocr=request["ocr"]))
     except DataError as error:
         return {"error": str(error)}
     except MemoryError:

@@ -17,12 +17,14 @@ from optimsyn.data.files.kinds import (
     CONVERTED,
     DOCUMENT_SUFFIXES,
     LISTED,
+    PICTURE_SUFFIXES,
     TEXT_SUFFIXES,
     cure,
     is_unknown,
     missing_extra,
 )
 from optimsyn.data.files.leftovers import left_behind
+from optimsyn.data.files.ocr import Ocr
 from optimsyn.data.files.readers import NamedReader, named_readers, reader_for
 from optimsyn.data.files.rows import ROW_SUFFIXES
 from optimsyn.data.losses import Loss
@@ -33,6 +35,7 @@ from optimsyn.recipe.recipe import Documents, Source
 # In other text a line that begins with # may be a comment.
 _WITH_HEADINGS = DOCUMENT_SUFFIXES - {".txt"}
 _KINDS_NAMED = 3
+_OCR = "`documents.ocr: eng` or its language"
 _HEADING = re.compile(r"^#{1,3}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
@@ -54,6 +57,7 @@ def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree
     """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one."""
     tree = find_files(place, follow_links=config.source.follow_links) if place.is_dir() else FileTree([place])
     suffixes = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
+    suffixes |= PICTURE_SUFFIXES if config.ocr is not None else frozenset()
     readers = named_readers(config.readers)
     wanted = [
         path
@@ -75,7 +79,7 @@ def _text_endings(place: Path, source: Source) -> frozenset[str]:
 
 def is_converted(path: Path, readers: Iterable[NamedReader] = ()) -> bool:
     """True for kinds whose conversion takes time, and for files of custom readers."""
-    return path.suffix.lower() in CONVERTED or reader_for(path, readers) is not None
+    return path.suffix.lower() in CONVERTED.keys() | PICTURE_SUFFIXES or reader_for(path, readers) is not None
 
 
 def read_folder(place: Path, config: Documents, *, convert: bool = True) -> FolderContents:
@@ -83,6 +87,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
 
     The id is the path relative to the folder; the title the first heading or the file's name.
     """
+    ocr = Ocr.of(config)
     files, tree = document_files(place, config)
     readers = named_readers(config.readers)
     root = place if place.is_dir() else place.parent
@@ -94,7 +99,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     for path in unread:
         reason = _not_read(path.suffix.lower())
         contents.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
-    with closing(Converter(config.limits, config.source.encoding)) as converter:
+    with closing(Converter(config.limits, config.source.encoding, ocr)) as converter:
         for path in files:
             name = path.relative_to(root).as_posix()
             if not encodable(str(path)):
@@ -154,10 +159,17 @@ class _Reading:
             return
         text = _uniform(content.text)
         if not text.strip():
-            scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
-            wanted = "a scan without text? run OCR on it" if scan else "fill it"
+            scan = path.suffix.lower() in {".pdf", *PICTURE_SUFFIXES} and path.stat().st_size > 0
+            wanted = f"a scan without text? run OCR on it, with {_OCR}," if scan else "fill it"
+            if scan and self.config.ocr is not None:
+                wanted = f"OCR with documents.ocr = {self.config.ocr} reads none; scan it again, sharper and upright,"
             contents.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
             return
+        if content.unread:
+            unread = f"{name}: {page_list(content.unread)}"
+            contents.passed.append(
+                Loss(id=unread, stage="documents", reason=f"scanned, without a text layer: set {_OCR}")
+            )
         headed = path.suffix.lower() in _WITH_HEADINGS or reader_for(path, self.readers) is not None
         heading = _HEADING.search(text[:2000]) if headed else None
         title = heading.group(1) if heading else path.stem.replace("_", " ")
@@ -199,6 +211,19 @@ class _Reading:
             raise DataError(
                 f"{shown(path)}{problem}" if problem.startswith(":") else f"{shown(path)}: {problem}"
             ) from None
+
+
+def page_list(numbers: Iterable[int]) -> str:
+    """Page numbers in words: `page 3`, `pages 1, 4-7`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    one = len(spans) == 1 and spans[0][0] == spans[0][1]
+    listed = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    return f"page{'' if one else 's'} {listed}"
 
 
 def _uniform(text: str) -> str:

@@ -9,6 +9,7 @@ import itertools
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
 from optimsyn.data.files.archives import Sizes, check_archive
-from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES
+from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES, PICTURE_SUFFIXES
+from optimsyn.data.files.page_pictures import picture_pages
 from optimsyn.data.files.pdf_pages import pages_of
 from optimsyn.recipe.sections.data import FileLimits
 
@@ -30,8 +32,24 @@ _MB = 1_000_000
 _WIDEST_SPAN = 1000
 
 
-def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tuple[str, list[str]]:
-    """The text of a file, and the names of ignored parts (attachments of a mail).
+@dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+        passed: Names of ignored parts (attachments of a mail).
+        pages: The text of each page, where some are pictures of text.
+        pictures: The numbers of these, from 1.
+    """
+
+    text: str
+    passed: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
+    pictures: tuple[int, ...] = ()
+
+
+def convert(path: Path, limits: FileLimits, encoding: str | None = None, *, ocr: bool = False) -> Content:
+    """The content of a file; `ocr`: pages with glyphs of unknown characters count as pictures.
 
     Raises:
         DataError: It exceeds a limit, or is locked, damaged or of another kind than its name says; without its path.
@@ -41,13 +59,19 @@ def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tupl
     passed: list[str] = []
     if suffix in CONVERTED and CONVERTED[suffix].packed:
         check_archive(io.BytesIO(data), suffix, Sizes(limits, len(data)))
+    if suffix in PICTURE_SUFFIXES:
+        count = picture_pages(data, limits.pages)
+        return Content("", pages=("",) * count, pictures=tuple(range(1, count + 1)))
+    if suffix == ".pdf":
+        pages, pictures = _pdf(data, limits.pages, ocr)
+        text = tidy("\f".join(pages), limits)
+        return Content(text, pages=pages if pictures else (), pictures=pictures)
     if suffix in PAGE_SUFFIXES:
         text = _page(data, encoding)
     elif suffix == ".eml":
         text, passed = _letter(data, encoding)
     else:
         readers: dict[str, Callable[[bytes], str]] = {
-            ".pdf": lambda pdf: _pdf(pdf, limits.pages),
             ".docx": _word,
             ".pptx": lambda slides: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
             ".epub": _book,
@@ -56,6 +80,15 @@ def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tupl
             ".rtf": lambda rtf: _rich_text(rtf, encoding),
         }
         text = readers[suffix](data)
+    return Content(tidy(text, limits), tuple(passed))
+
+
+def tidy(text: str, limits: FileLimits) -> str:
+    """Text with uniform line ends and few blank lines.
+
+    Raises:
+        DataError: It exceeds the limit.
+    """
     if len(text) > limits.inflated_mb * _MB:
         raise DataError(
             f"gives {len(text) / _MB:,.0f} million characters of text, more than documents.limits.inflated_mb = "
@@ -64,7 +97,7 @@ def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tupl
     text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     # Join the surrogate pairs that RTF writes; half of one cannot be encoded.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
 
 
 def _markdown(kind: str, data: bytes, suffix: str) -> str:
@@ -126,7 +159,8 @@ def _span(cell: Any, name: str) -> int:
     return max(1, min(int(value), _WIDEST_SPAN)) if value.isdigit() else 1
 
 
-def _pdf(data: bytes, most: int) -> str:
+def _pdf(data: bytes, most: int, ocr: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The text of each page, and the numbers of those that are pictures of text."""
     from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
     from pdfminer.pdfpage import PDFPage
     from pdfminer.pdfparser import PDFParser
@@ -142,11 +176,21 @@ def _pdf(data: bytes, most: int) -> str:
         raise DataError(f"has more than {most} pages, documents.limits.pages; split it, or raise that and .seconds")
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
-    text = "\f".join(pages_of(data))
+    read = list(pages_of(data))
+    if ocr:
+        read = [(text, picture or _is_unknown(text)) for text, picture in read]
+    elif _is_unknown("\f".join(text for text, _ in read)):
+        raise DataError(
+            "does not say which characters its glyphs are (a font without a character map); run OCR on it, with "
+            "`documents.ocr: eng` or its language"
+        )
+    return tuple(text for text, _ in read), tuple(number for number, (_, picture) in enumerate(read, 1) if picture)
+
+
+def _is_unknown(text: str) -> bool:
+    """Whether too many glyphs have no known character."""
     unknown = len(_UNKNOWN_LETTER.findall(text))
-    if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
-        raise DataError("does not say which characters its glyphs are (a font without a character map); run OCR on it")
-    return text
+    return unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5
 
 
 def _book(data: bytes) -> str:

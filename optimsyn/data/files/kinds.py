@@ -33,6 +33,8 @@ CONVERTED: dict[str, Kind] = {
     ".odt": Kind("odfdo", "odt", packed=True),
     ".rtf": Kind("striprtf", "rtf"),
 }
+# Read where the recipe has `documents.ocr`.
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 DOCUMENT_SUFFIXES = TEXT_SUFFIXES | PAGE_SUFFIXES | CONVERTED.keys()
 # The readable kinds, for messages.
 LISTED = ".md .txt .rst .html .pdf .docx .epub .eml, and with extras .xlsx .pptx .odt .rtf"
@@ -44,10 +46,8 @@ _CURES = {
     **dict.fromkeys((".djvu", ".djv", ".ps", ".xps"), "convert it to .pdf"),
     **dict.fromkeys((".msg", ".mbox", ".pst"), "save its messages as .eml"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"), "unpack it"),
-    **dict.fromkeys(
-        (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".heic", ".svg"),
-        "a picture; run OCR where it is text",
-    ),
+    **dict.fromkeys(PICTURE_SUFFIXES, "a picture; run OCR where it is text, with `documents.ocr: eng` or its language"),
+    **dict.fromkeys((".gif", ".webp", ".bmp", ".heic", ".svg"), "a picture; where it is text, save it as .png for OCR"),
     **dict.fromkeys(
         (".mp3", ".wav", ".m4a", ".ogg", ".flac", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
         "a recording; transcribe it into .txt",

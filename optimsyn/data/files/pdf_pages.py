@@ -21,6 +21,10 @@ _LEAST_ROWS = 3
 # Longer cells, in words, are boxes of prose.
 _PROSE = 40
 _FILLED = 0.5
+# Words of a stamp or page number on a scan, the share of the page that the picture covers, and curves of drawn letters.
+_STAMP = 8
+_COVERED = 0.7
+_DRAWN_LETTERS = 30
 _WIDE = 0.55
 _PARTIAL_NUMBER = re.compile(r"^[ \t]*(\.\d+)[ \t]*\n\s*(?=\S)", re.MULTILINE)
 
@@ -53,8 +57,8 @@ class _Block:
     text: str
 
 
-def pages_of(data: bytes) -> Iterator[str]:
-    """The text of each page, with line ends; empty for a page without text."""
+def pages_of(data: bytes) -> Iterator[tuple[str, bool]]:
+    """The text of each page, with line ends, and whether the page is a picture of text, as a scanner makes it."""
     import pdfplumber
     from pdfplumber.utils.exceptions import PdfminerException
 
@@ -66,9 +70,21 @@ def pages_of(data: bytes) -> Iterator[str]:
             except PdfminerException as error:
                 # It hides that memory was spent.
                 raise error.args[0] from None
-            yield _PARTIAL_NUMBER.sub(r"\1 ", text)
+            yield _PARTIAL_NUMBER.sub(r"\1 ", text), _is_picture(upright, text)
             upright.close()
             page.close()
+
+
+def _is_picture(page: Any, text: str) -> bool:
+    """Whether a page has a picture, or letters drawn as curves, and no text but a stamp or number over a large one."""
+    if not text.strip():
+        return bool(page.images) or len(page.curves) > _DRAWN_LETTERS
+    covered = sum(
+        max(min(image["x1"], page.width) - max(image["x0"], 0), 0)
+        * max(min(image["bottom"], page.height) - max(image["top"], 0), 0)
+        for image in page.images
+    )
+    return len(text.split()) <= _STAMP and covered >= _COVERED * page.width * page.height
 
 
 def _upright(page: Any) -> Any:

@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optimsyn.base.environment import CACHE, variable
+from optimsyn.base.disk import cache_dir
+from optimsyn.base.environment import CACHE
 from optimsyn.base.errors import ModelError
-
-
-def cache_dir() -> Path:
-    """The per-user folder for the assembled model files: `$OPTIMSYN_CACHE`, or the platform's usual cache folder."""
-    chosen = variable(CACHE)
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("optimsyn", appauthor=False))
 
 
 @contextmanager

@@ -100,8 +100,24 @@ class FileLimits(Section):
     inflated_ratio: int = Field(200, ge=10, description="How many times larger unpacked, from 10 MB on.")
     nesting: int = Field(2, ge=0, description="Archives within archives, as embedded tables of a .docx are.")
     pages: int = Field(2000, ge=1, description="Pages of a PDF.")
-    seconds: float = Field(120, gt=0, description="Time for one file.")
+    seconds: float = Field(120, gt=0, description="Time for one file; with `ocr`, for one page of a scan.")
     memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
+
+
+# The names that people write instead of tesseract's.
+_OCR_NAMES = dict(
+    pair.split(":")
+    for pair in (
+        "en:eng de:deu ko:kor fr:fra es:spa it:ita pt:por nl:nld ja:jpn zh:chi_sim ru:rus pl:pol ar:ara tr:tur cs:ces"
+    ).split()
+)
+
+
+def _joined(value: Any) -> Any:
+    """Lets several languages be written as a list."""
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        value = "+".join(value)
+    return value.replace(" ", "") if isinstance(value, str) else value
 
 
 class Documents(Section):
@@ -117,6 +133,11 @@ class Documents(Section):
         "stop", description="Refuse unreadable, empty and repeated documents, all by name; or skip and count them."
     )
     limits: FileLimits = FileLimits()
+    ocr: Annotated[str | None, BeforeValidator(_joined)] = Field(
+        None,
+        description="Languages in which tesseract reads scanned pages of PDFs and pictures (.png .jpg .tiff), such as "
+        "`eng`, `deu+kor` or a list of them; null: pages without text are named and left out.",
+    )
     passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
     on_injection: Literal["flag", "drop"] = Field(
@@ -124,6 +145,21 @@ class Documents(Section):
         description="Passages that talk to a language model (`ignore previous instructions`, control tokens): flag: "
         "they are counted, named in the run, and used; drop: they are dropped (and counted as lost).",
     )
+
+    @field_validator("ocr")
+    @classmethod
+    def _languages(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        for name in value.split("+"):
+            short = _OCR_NAMES.get(name.lower()[:2], "eng") if re.fullmatch(r"[A-Za-z]{2}(?:[-_]\w+)?", name) else None
+            if short is not None or not re.fullmatch(r"\w{3,}(?:/\w+)?", name, re.ASCII):
+                hint = short or "eng"
+                raise ValueError(
+                    f"{name!r} is no language of tesseract, whose names have three letters or more; write "
+                    f"`ocr: {hint}`, or `ocr: {hint}+deu` for several (`tesseract --list-langs` shows them)"
+                )
+        return "+".join(dict.fromkeys(value.split("+")))
 
     @field_validator("readers")
     @classmethod

@@ -11,12 +11,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import Field
 from rich.console import Console
 from rich.status import Status
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.terminal.json_document import Result
 from optimsyn.batch.batch import exit_code, run_batch
 from optimsyn.batch.engines import Engine
 from optimsyn.batch.plan import BatchLimits
@@ -169,18 +171,34 @@ def conduct(study: Study, limits: BatchLimits, *, engine: Engine | None = None, 
     return exit_code(state)
 
 
-def show_page(study: Study, *, as_json: bool = False) -> None:
-    """Writes the page, and prints its path, or `study.json`, on standard output.
+class StudyPage(Result):
+    """What `optimsyn study` wrote."""
+
+    page: str
+    study: results.StudyResult = Field(description="The content of study.json.")
+
+
+class StudyStatus(Result):
+    """How far a study is."""
+
+    name: str
+    forecast: StudyForecast
+    cells: list[results.CellResult]
+    power: list[results.Power] = Field(description="From the pilot.")
+
+
+def show_page(study: Study) -> StudyPage:
+    """Writes the page, and prints its path on standard output.
 
     Raises:
         StageError: The study has not started.
     """
-    study.write()
-    text = (study.folder / STUDY_JSON).read_text(encoding="utf-8") if as_json else f"{study.folder / STUDY_HTML}\n"
-    sys.stdout.write(text)
+    written = study.write()
+    sys.stdout.write(f"{study.folder / STUDY_HTML}\n")
+    return StudyPage(page=str(study.folder / STUDY_HTML), study=written)
 
 
-def show_status(study: Study, jobs: int, console: Console, *, as_json: bool = False) -> None:
+def show_status(study: Study, jobs: int, console: Console) -> StudyStatus:
     """Shows how far the runs are and forecasts the rest; starts and writes nothing.
 
     Raises:
@@ -190,17 +208,13 @@ def show_status(study: Study, jobs: int, console: Console, *, as_json: bool = Fa
     with console.status("Checking the study …") as status:
         forecast = study.foresee(states, jobs, status)
     powers = pilot_power(study.file)
-    if as_json:
-        cells = [each.model_dump(mode="json") for each in results.cell_results(states)]
-        facts = {"name": study.file.name, "forecast": forecast.model_dump(mode="json"), "cells": cells}
-        facts["power"] = [each.model_dump(mode="json") for each in powers]
-        sys.stdout.write(redact(json.dumps(facts, indent=2, ensure_ascii=False)) + "\n")
-        return
     tell(study, forecast, console)
     for each in powers:
         say(console, f"From the pilot: {power_sentence(each, len(study.file.seeds), unit(study.file.metric))}")
-    for cell in results.cell_results(states):
+    cells = list(results.cell_results(states))
+    for cell in cells:
         say(console, f"{cell.domain:<20} {cell.control:<12} seed {cell.seed:<4} {cell.state}  {cell.reason[:120]}")
+    return StudyStatus(name=study.file.name, forecast=forecast, cells=cells, power=list(powers))
 
 
 def tell(study: Study, forecast: StudyForecast, console: Console) -> None:

@@ -1,0 +1,208 @@
+"""What an agent's recipes may touch: files inside one folder, models that are allowed, no code of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.recipe.bundled import EMBEDDED_PREFIX, recipes_folder
+from optimsyn.recipe.own_parts import own_parts
+from optimsyn.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.sections.data import Source
+
+# `owner/name` of a hub: neither absolute nor leading out of a folder.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """Refuses paths outside of a folder, and recipes that reach further than they may.
+
+    Args:
+        root: All files of recipes and runs are inside it, with symbolic links resolved.
+        allow_hosted: Recipes may name services.
+        allow_plugins: Recipes may name code (`package.module:name`), which would run with all rights of this process.
+        addresses: Hosts that `api_base` may name beside this machine; a service's key is sent there.
+    """
+
+    def __init__(
+        self, root: Path, *, allow_hosted: bool = False, allow_plugins: bool = False, addresses: Sequence[str] = ()
+    ) -> None:
+        self.root = root.resolve(strict=True)
+        self.allow_hosted = allow_hosted
+        self.allow_plugins = allow_plugins
+        self._addresses = _HERE.union(address.casefold() for address in addresses)
+        # What some recipe names as test questions.
+        self._tests: list[Source] = []
+        # When the recipes that were looked at were last changed.
+        self._noted: dict[Path, int] = {}
+
+    def path(self, name: str | Path) -> Path:
+        """A path inside the root, relative ones from there; links are resolved.
+
+        Raises:
+            RecipeError: It leads outside.
+        """
+        if "\0" in str(name):
+            raise RecipeError("a path cannot hold a null character; give a file or folder inside the root")
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise RecipeError(f"{name}: is outside of {self.root}, the only folder that this server may use")
+        return path
+
+    def shown(self, path: Path) -> str:
+        """A path from the root, for results."""
+        return str(path.relative_to(self.root))
+
+    def file_of(self, recipe: str) -> Path | str:
+        """What `Recipe.load` takes: a recipe file or run folder inside the root, or a bundled recipe's name.
+
+        Raises:
+            RecipeError: It is outside.
+        """
+        bundled = recipes_folder() / f"{recipe}.yaml"
+        if re.fullmatch(r"[\w-]+", recipe) and bundled.is_file() and not (self.root / recipe).exists():
+            return bundled
+        return self.path(recipe)
+
+    def recipe(self, name: str, size: str = "full", changes: dict[str, Any] | None = None) -> Recipe:
+        """A recipe that may be used.
+
+        Raises:
+            RecipeError: It is wrong, or reaches further than it may; names the field.
+        """
+        base = Recipe.load(self.file_of(name))
+        # Before it is changed, since a change may hide what it holds back.
+        self._note(base)
+        return self.checked(base.resized(size).changed(changes or {}))
+
+    def checked(self, recipe: Recipe) -> Recipe:
+        """The recipe, if it may be used.
+
+        Raises:
+            RecipeError: It may not; names every field.
+        """
+        problems = [*self._source_problems(recipe), *self._model_problems(recipe)]
+        if not self.allow_plugins:
+            problems += [
+                f"{field}: {reference!r} is code that would run with all rights of this server; ask the person who "
+                "started it for --allow-plugins"
+                for field, reference in own_parts(recipe)
+            ]
+        if problems:
+            raise RecipeError("\n".join(problems))
+        return recipe
+
+    def _source_problems(self, recipe: Recipe) -> Iterator[str]:
+        self._note_test_sources()
+        self._note(recipe)
+        questions = recipe.questions
+        used: list[tuple[str, Source | None]] = [
+            ("documents.source", recipe.documents.source),
+            ("questions.validation", questions.validation),
+            ("reward.other_questions", recipe.reward.other_questions),
+        ]
+        for field, source in [*used, ("questions.test", questions.test)]:
+            if source is None:
+                continue
+            problem = self._reach_problem(source)
+            # The bundled documents are no questions, and documents of a hub are public.
+            mine = field != "documents.source" or _is_own_file(source)
+            if problem is None and field != "questions.test" and mine and self._holds_test_questions(source):
+                problem = "holds the test questions of a recipe, which only the evaluation may read; name other data"
+            if problem is not None:
+                yield f"{field}: {problem}"
+
+    def _reach_problem(self, source: Source) -> str | None:
+        if source.hub is not None:
+            if not _HUB_ID.fullmatch(source.hub) or Path(source.hub).exists():
+                return f"{source.hub!r} is no name of a dataset of the hub, such as owner/name"
+            return None
+        path = str(source.path)
+        if path.startswith(EMBEDDED_PREFIX):
+            return None
+        if source.follow_links:
+            return "follow_links reads files outside of the folder; set it to false"
+        try:
+            self.path(path)
+        except RecipeError as error:
+            return str(error)
+        return None
+
+    def _note_test_sources(self) -> None:
+        """Notes what the recipes in the root, those of runs and the bundled ones hold back."""
+        runs = self.root.glob("runs/*/recipe.yaml")
+        for file in (*recipes_folder().glob("*.yaml"), *recipe_files(self.root), *runs):
+            changed = file.stat().st_mtime_ns
+            if self._noted.get(file) != changed:
+                self._noted[file] = changed
+                with suppress(RecipeError):
+                    self._note(Recipe.load(file, of_run=(file.parent / "manifest.json").is_file()))
+
+    def _note(self, recipe: Recipe) -> None:
+        test = recipe.questions.test
+        if test is not None and test not in self._tests:
+            self._tests.append(test)
+
+    def _holds_test_questions(self, source: Source) -> bool:
+        if any(_overlap(source, test) for test in self._tests):
+            return True
+        if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
+            return False
+        # What `prepare` of a run has written.
+        path = Path(source.path).resolve()
+        return (
+            "prepare" in path.parts[-2:]
+            or (path / "prepare" / "test.jsonl").exists()
+            or any(path.glob("*/prepare/test.jsonl"))
+        )
+
+    def _model_problems(self, recipe: Recipe) -> Iterator[str]:
+        models = {"target": recipe.models.target, **recipe.models.writers}
+        for role, spec in models.items():
+            if spec.provider == "litellm" and not self.allow_hosted:
+                yield f"models.{role}: {spec.name} is a service, and this server was started without --allow-hosted"
+            if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
+                yield (
+                    f"models.{role}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
+                    "person who started it for --allow-address HOST"
+                )
+            if spec.provider == "local" and (not _HUB_ID.fullmatch(spec.name) or Path(spec.name).exists()):
+                try:
+                    self.path(spec.name)
+                except RecipeError as error:
+                    yield f"models.{role}: {error}"
+
+
+def recipe_files(root: Path) -> list[Path]:
+    """The YAML files in a folder and in the folders directly in it, without hidden ones and those of runs."""
+    files = [*root.glob("*.y*ml"), *root.glob("*/*.y*ml")]
+    inside = [file for file in files if file.is_file() and file.resolve().is_relative_to(root)]
+    return sorted(
+        file for file in inside if not file.parent.name.startswith(".") and not (file.parent / "manifest.json").exists()
+    )
+
+
+def _is_own_file(source: Source) -> bool:
+    return source.path is not None and not source.path.startswith(EMBEDDED_PREFIX)
+
+
+def _overlap(source: Source, test: Source) -> bool:
+    """Whether a source may hold rows of test questions: the same rows, or a file or folder that they lie in."""
+    if source.path is not None and test.path is not None:
+        if source.path.startswith(EMBEDDED_PREFIX) or test.path.startswith(EMBEDDED_PREFIX):
+            same = source.path == test.path
+        else:
+            same = Path(test.path).resolve().is_relative_to(Path(source.path).resolve())
+    else:
+        same = source.hub is not None and (source.hub, source.config) == (test.hub, test.config)
+        # A split may be an expression, such as `train+test`.
+        same = same and test.split in source.split
+    return same and not any(test.where.get(column, value) != value for column, value in source.where.items())
