@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from docs_json import RESULTS, json_page, json_schema
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from report_helpers import stop, write_run
 from runs_helpers import tiny_recipe
 
