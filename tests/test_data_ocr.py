@@ -250,7 +250,7 @@ def test_a_missing_program_or_language_is_refused_before_the_run(
         "documents.ocr: tesseract 5.9.1 has no data for kor, chi_sim (it has eng, deu); run `sudo"
     )
     assert "chi" in problem.partition("run `")[2]
-    assert doctor._ocr().detail == "tesseract 5.9.1 with eng, deu"
+    assert doctor.ocr_programs().detail == "tesseract 5.9.1 with eng, deu"
     (tmp_path / "bin" / "tesseract").write_text("#!/bin/sh\necho other\n")
     with pytest.raises(DataError, match=r"documents\.ocr: .*tesseract is not tesseract, or broken: it says 'other"):
         read_documents(documents(texts, ocr="deu"))
@@ -262,8 +262,8 @@ def test_a_missing_program_or_language_is_refused_before_the_run(
         )
         for problem in problems
     )
-    assert doctor._ocr().status == "note"
-    assert "not installed; run" in doctor._ocr().detail
+    assert doctor.ocr_programs().status == "note"
+    assert "not installed; run" in doctor.ocr_programs().detail
     # Without the field nothing needs it.
     assert Ocr.of(documents(texts)) is None
 

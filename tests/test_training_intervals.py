@@ -134,3 +134,8 @@ def test_variants_with_different_questions_are_refused() -> None:
         summarize({UNTUNED: [row("a", 1, True)], "static": [row("b", 1, True)]})
     with pytest.raises(StageError, match="appears twice"):
         summarize({UNTUNED: [row("a", 1, True), row("a", 2, True)]})
+
+
+def test_a_unit_without_a_figure_is_a_word() -> None:
+    assert token_f1("L", ["L"]) == 1.0
+    assert token_f1("5 dollars", ["7 dollars"]) == 0.0

@@ -49,7 +49,8 @@ def exact_match(prediction: str, answers: Sequence[str], *, tolerance: float = 0
 def token_f1(prediction: str, answers: Sequence[str], *, tolerance: float = 0.0) -> float:
     """Largest harmonic mean, over the accepted answers, of precision and recall of the prediction's tokens.
 
-    The unit of a figure counts only beside a figure that both have: two amounts of dollars have nothing in common.
+    Between answers with figures a unit counts only beside a figure that both have: two amounts of dollars have
+    nothing in common.
     """
     return max((_f1(*_both(prediction, answer), tolerance) for answer in answers), default=0.0)
 
@@ -99,7 +100,8 @@ def _f1(predicted: list[str], wanted: list[str], tolerance: float) -> float:
         place = next((i for i, other in enumerate(left) if tokens_match(token, other, tolerance)), None)
         if place is not None:
             common.append(left.pop(place))
-    if not any(map(_IS_FIGURE.fullmatch, common)):
+    both = all(any(map(_IS_FIGURE.fullmatch, side)) for side in (predicted, wanted))
+    if both and not any(map(_IS_FIGURE.fullmatch, common)):
         common = [token for token in common if token not in _UNITS]
     return 2 * len(common) / (len(predicted) + len(wanted))
 

@@ -64,7 +64,7 @@ def diagnose() -> Iterator[Finding]:
         _disk,
         _accelerator,
         _notebooks,
-        _ocr,
+        ocr_programs,
         _embedded_model,
         _keys,
         _hub,
@@ -201,7 +201,8 @@ def _notebooks() -> Finding:
     return Finding("notebooks", "ok", f"{len(STAGES)} stage notebooks in {folder}")
 
 
-def _ocr() -> Finding:
+def ocr_programs() -> Finding:
+    """Whether tesseract is there, and which languages it reads."""
     from optimsyn.data.files.ocr import INSTALL_DATA, Tesseract
 
     try:
