@@ -52,16 +52,29 @@ def written(value: Any) -> str:
     return value.strip()
 
 
+def parsed(text: str, cure: str) -> Any:
+    """The value of a cell that is JSON, or what Python prints.
+
+    Args:
+        text: The cell.
+        cure: What a message says if it is neither.
+
+    Raises:
+        DataError: It is neither.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise DataError(cure) from None
+
+
 def list_cell(value: Any, field: str) -> list[Any]:
     """A list cell; in CSV it is JSON, or what Python prints for a list."""
     if isinstance(value, str) and value.strip().startswith(("[", "{")):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                raise DataError(f'`{field}` is not valid JSON; write a list as ["first", "second"]') from None
+        value = parsed(value, f'`{field}` is not valid JSON; write a list as ["first", "second"]')
     if isinstance(value, dict) and "text" in value:
         value = value["text"]
     if not isinstance(value, list | tuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.base.values import kind_of
 from optimsyn.data.answer_metrics import exact_match, token_f1
 from optimsyn.data.demonstrations import Demo
+from optimsyn.data.forms.cells import parsed
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks
 from optimsyn.data.forms.lines import LinesForm, block, debris, ungrounded
 from optimsyn.data.records import Pair, Question
@@ -209,13 +208,7 @@ def _read(value: Any) -> list[Turn]:
     """
     wanted = '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]'
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                raise DataError(f"has `messages` that are not valid JSON; write {wanted}") from None
+        value = parsed(value, f"has `messages` that are not valid JSON; write {wanted}")
     if value in (None, []):
         raise DataError(f"has no `messages`; write {wanted}")
     if not isinstance(value, list):
