@@ -3,12 +3,16 @@
     python tools/train_writer.py --output WRITER                # resumes
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
     python tools/train_writer.py --output W --corpus benchmarks/writer_languages   # German and Korean examples as well
+    python tools/train_writer.py --output W --corpus FOLDER --start optimsyn/data/bundled/writer/adapter   # goes on
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
 to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of
 every form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv 2203.14465).
 Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints of corpus
 and scripts.
+
+With `--start` it goes on from a finished adapter: it learns the further folders, and a part of the bundled corpus again
+lest it forget.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import Any
 import torch
 from check_writer_corpus import FOLDER, Entry, Example, read
 from datasets import Dataset
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
@@ -63,6 +68,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and of the adapter")
     parser.add_argument("--form", choices=("lines", "json"), default="lines", help="of rubrics and pairs")
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a further folder of examples")
+    parser.add_argument("--start", type=Path, help="folder of a finished adapter to go on from")
+    parser.add_argument(
+        "--replay", type=float, default=0.2, help="share of the bundled corpus beside --start's folders"
+    )
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--practice-epochs", type=float, default=2.0, help="over corpus and practice together; 0: none")
     parser.add_argument("--samples", type=int, default=2, help="practice pairs for each passage and form")
@@ -257,7 +266,9 @@ def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> Non
     facts |= {
         "corpus": digest(corpus_files(args.corpus)),
         "scripts": digest([*scripts, Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
-        "settings": {key: value for key, value in vars(args).items() if key not in ("output", "passages", "corpus")},
+        "settings": {
+            key: value for key, value in vars(args).items() if key not in ("output", "passages", "corpus", "start")
+        },
     }
     (part / "writer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(adapter, ignore_errors=True)
@@ -271,19 +282,29 @@ def main() -> None:
     args = arguments()
     draw = random.Random(args.seed)
     corpus = entries(corpus_files(args.corpus))
-    subjects = sorted({entry.subject for entry in corpus})
-    out = set(subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
+    before = json.loads((args.start / "writer.json").read_text(encoding="utf-8")) if args.start else {}
+    bundled = {entry.subject for entry in entries(corpus_files([]))}
+    subjects = sorted({entry.subject for entry in corpus} - (bundled if before else set()))
+    out = {*subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY], *before.get("held_out_subjects", [])}
     learned = [entry for entry in corpus if entry.subject not in out]
     rest = [entry for entry in corpus if entry.subject in out]
-    rows = [row for entry in learned for example in entry.examples for row in samples(entry, example, args.form, draw)]
+    rows = []
+    for entry in learned:
+        known = [row for example in entry.examples for row in samples(entry, example, args.form, draw)]
+        share = args.replay if before and entry.subject in bundled else 1
+        rows += draw.sample(known, round(share * len(known))) if share < 1 else known
     rows = rows[: args.limit]
     began = time.monotonic()
     target = Target.load(
         TargetSpec(name="embedded", lora=Lora(r=args.rank, alpha=2 * args.rank, target_modules=MODULES)), seed=args.seed
     )
+    if args.start:
+        set_peft_model_state_dict(target.model, load_file(args.start / "adapter_model.safetensors"))
     args.output.mkdir(parents=True, exist_ok=True)
     fit(target, rows, args.output / "corpus", args.epochs, args.lr, args)
     facts: dict[str, Any] = {"samples": len(rows), "held_out_subjects": sorted(out)}
+    if before:
+        facts["start"] = {key: before[key] for key in ("corpus", "samples", "practice") if key in before}
     facts["minutes"] = (time.monotonic() - began) / 60
     save(target, facts, args)
     if args.practice_epochs:
@@ -296,7 +317,8 @@ def main() -> None:
         facts["practice"]["learned"] = len(own)
         fit(target, rows + own, args.output / "practised", args.practice_epochs, args.lr / 2, args)
     facts["minutes"] = (time.monotonic() - began) / 60
-    facts["held_out"] = held_out(target, rest[: args.limit], args.seed)
+    if args.measure:
+        facts["held_out"] = held_out(target, rest[: args.limit], args.seed)
     save(target, facts, args)
 
 
