@@ -69,9 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--form", choices=("lines", "json"), default="lines", help="of rubrics and pairs")
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a further folder of examples")
     parser.add_argument("--start", type=Path, help="folder of a finished adapter to go on from")
-    parser.add_argument(
-        "--replay", type=float, default=0.2, help="share of the bundled corpus beside --start's folders"
-    )
+    parser.add_argument("--replay", type=float, default=0.2, help="share of the bundled corpus that --start repeats")
+    parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="write held-out pairs")
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--practice-epochs", type=float, default=2.0, help="over corpus and practice together; 0: none")
     parser.add_argument("--samples", type=int, default=2, help="practice pairs for each passage and form")
