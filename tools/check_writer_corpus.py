@@ -4,7 +4,8 @@
     python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the overall balance
 
 A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl` with a passage per line. The subjects in German and
-Korean stand in `benchmarks/writer_languages`; each language is balanced for itself.
+Korean stand in `benchmarks/writer_languages`, further English ones in `benchmarks/writer_practice`; each language is
+balanced for itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from writer_forms import FORMS, VERDICT, Written
 from optimsyn.data.records import Rubric
 
 FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer"
-FURTHER = Path(__file__).parents[1] / "benchmarks" / "writer_languages"
+FURTHER = [Path(__file__).parents[1] / "benchmarks" / name for name in ("writer_languages", "writer_practice")]
 # Letters at the start of a word that must agree: endings and particles may differ between passage and answer. English
 # words are compared whole.
 STEMS = {"de": 4, "ko": 2}
@@ -200,7 +201,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
-    files = args.file or [*sorted(FOLDER.glob("*.jsonl")), *sorted(FURTHER.glob("*.jsonl"))]
+    files = args.file or [file for folder in (FOLDER, *FURTHER) for file in sorted(folder.glob("*.jsonl"))]
     entries, faults = [], []
     for file in files:
         for number, entry in read(file):
