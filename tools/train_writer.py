@@ -3,12 +3,14 @@
     python tools/train_writer.py --output WRITER                # resumes
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
     python tools/train_writer.py --output W --corpus benchmarks/writer_languages   # German and Korean examples as well
+    python tools/train_writer.py --output W --corpus benchmarks/writer_forms       # long answers, code, lists …
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of
-every form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv 2203.14465).
-Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints of corpus
-and scripts.
+to pair. A share of the pairs is also trained without a rubric. The examples of `benchmarks/writer_forms` name their
+form in both prompts; all of them are learned, and none is practised. Then it practises: it writes pairs under rubrics
+of every other form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv
+2203.14465). Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints
+of corpus and scripts.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
+from writer_form_corpus import form_entries, form_samples, is_form_corpus
 from writer_forms import FORMS
 from writer_pairs import Wish, checker, outcome, passage_of, replies, shares
 from writer_rubrics import PRACTICE, rubric_for
@@ -253,7 +256,7 @@ def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> Non
     values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     here = Path(__file__).parent
-    scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("forms", "pairs", "rubrics"))]
+    scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("form_corpus", "forms", "pairs", "rubrics"))]
     facts |= {
         "corpus": digest(corpus_files(args.corpus)),
         "scripts": digest([*scripts, Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
@@ -270,13 +273,16 @@ def main() -> None:
     """Trains, and writes the adapter to OUTPUT/adapter: after the corpus, and again after the practice."""
     args = arguments()
     draw = random.Random(args.seed)
-    corpus = entries(corpus_files(args.corpus))
+    files = corpus_files(args.corpus)
+    of_forms = [file for file in files if is_form_corpus(file)]
+    corpus = entries([file for file in files if file not in of_forms])
     subjects = sorted({entry.subject for entry in corpus})
     out = set(subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
     learned = [entry for entry in corpus if entry.subject not in out]
     rest = [entry for entry in corpus if entry.subject in out]
     rows = [row for entry in learned for example in entry.examples for row in samples(entry, example, args.form, draw)]
     rows = rows[: args.limit]
+    rows += [row for entry in form_entries(of_forms) for row in form_samples(entry, args.form)][: args.limit]
     began = time.monotonic()
     target = Target.load(
         TargetSpec(name="embedded", lora=Lora(r=args.rank, alpha=2 * args.rank, target_modules=MODULES)), seed=args.seed
