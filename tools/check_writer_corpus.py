@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
-from writer_form_corpus import faults_of_form_corpus, form_entries, is_form_corpus
+from writer_form_corpus import faults_of_form_corpus, form_summary, is_form_corpus
 from writer_forms import FORMS, VERDICT, Written
 from writer_rules import DOMAINS, Strict, content, faults_of_likeness, faults_of_lines, plain
 
@@ -174,6 +174,8 @@ def main() -> int:
     files = args.file or [file for folder in (FOLDER, FURTHER, OF_FORMS) for file in sorted(folder.glob("*.jsonl"))]
     of_forms = [file for file in files if is_form_corpus(file)]
     files = [file for file in files if file not in of_forms]
+    if of_forms:
+        sys.stdout.write(form_summary(of_forms))
     entries, faults = [], list(faults_of_form_corpus(of_forms, whole=not args.file))
     for file in files:
         for number, entry in read(file):
@@ -188,9 +190,6 @@ def main() -> int:
             of_language = [entry for entry in entries if entry.language == language]
             faults += [f"{language}: {fault}" for fault in faults_of_all(of_language)]
             sys.stdout.write(summary(language, of_language))
-    if of_forms:
-        counts = Counter(example.form for entry in form_entries(of_forms) for example in entry.examples)
-        sys.stdout.write(f"forms: {', '.join(f'{form} {count}' for form, count in counts.most_common())}\n")
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     sys.stdout.write(summary(f"{len(faults)} faults", entries))
     return bool(faults)

@@ -151,6 +151,18 @@ def faults_of_form_corpus(files: Sequence[Path], *, whole: bool) -> Iterator[str
         yield from (f"forms: {fault}" for fault in _faults_of_all(entries))
 
 
+def form_summary(files: Sequence[Path]) -> str:
+    """A line with the counts of passages, subjects and forms; empty where a file cannot be read."""
+    try:
+        entries = form_entries(files)
+    except ValueError:
+        return ""
+    counts = Counter(example.form for entry in entries for example in entry.examples)
+    forms = ", ".join(f"{form} {count}" for form, count in counts.most_common())
+    subjects = len({entry.subject for entry in entries})
+    return f"forms: {len(entries)} passages of {subjects} subjects, {counts.total()} examples; {forms}\n"
+
+
 def _faults_of(entry: FormEntry, checker: Checker) -> Iterator[str]:
     words = len(entry.passage.split())
     if not 60 <= words <= 150:
