@@ -5,7 +5,8 @@
 
 A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl` with a passage per line. The subjects in German and
 Korean stand in `benchmarks/writer_languages`, further English ones in `benchmarks/writer_practice`; each language is
-balanced for itself.
+balanced for itself. `benchmarks/writer_forms` has examples of the other forms of question
+(`tools/writer_form_corpus.py`).
 """
 
 from __future__ import annotations
@@ -19,34 +20,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
+from writer_form_corpus import faults_of_form_corpus, form_summary, is_form_corpus
 from writer_forms import FORMS, VERDICT, Written
+from writer_rules import DOMAINS, Strict, content, faults_of_likeness, faults_of_lines, plain
 
 from optimsyn.data.records import Rubric
 
 FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer"
-FURTHER = [Path(__file__).parents[1] / "benchmarks" / name for name in ("writer_languages", "writer_practice")]
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FURTHER = [BENCHMARKS / name for name in ("writer_languages", "writer_practice", "writer_forms")]
 # Letters at the start of a word that must agree: endings and particles may differ between passage and answer. English
 # words are compared whole.
 STEMS = {"de": 4, "ko": 2}
-DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
 # Limits for the overall balance.
 LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16
-# Stop words, ignored when two rubrics are compared.
-_COMMON = {
-    "en": set("a an the and or of to in on for with by from that which is are was were be as at it its this".split()),
-    "de": set(
-        "der die das den dem des ein eine einen einem einer eines und oder nicht auch in im an am auf für mit bei von "
-        "vom zu zum zur aus nach über unter als wie dass weil wenn ist sind war wird werden hat haben er sie es".split()
-    ),
-    "ko": set(),
-}
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Example(Strict):
@@ -73,16 +61,6 @@ class Entry(Strict):
     language: Literal["en", "de", "ko"] = "en"
 
 
-def plain(text: str) -> str:
-    """Words only, for comparisons."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def content(text: str, language: str = "en") -> set[str]:
-    """The content words."""
-    return set(plain(text).split()) - _COMMON[language]
-
-
 def missing(text: str, entry: Entry) -> set[str]:
     """The content words of a text that the passage lacks."""
     size, there = STEMS.get(entry.language), content(entry.passage, entry.language)
@@ -106,12 +84,7 @@ def faults_of(entry: Entry) -> Iterator[str]:
         yield "two questions are the same"
     for place, example in enumerate(entry.examples):
         yield from (f"example {place} ({example.form}): {fault}" for fault in faults_of_example(entry, example))
-    rubrics = [content(" ".join(example.rubric.model_dump().values()), entry.language) for example in entry.examples]
-    for index in range(len(rubrics)):
-        for other in range(index):
-            shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
-            if shared > 0.7:
-                yield f"the rubrics of examples {other} and {index} share {shared:.0%} of their words"
+    yield from faults_of_likeness([example.rubric for example in entry.examples], entry.language)
 
 
 def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
@@ -141,9 +114,7 @@ def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
         remark = VERDICT.sub("", example.answer, count=1) if example.form == "verdict" else example.answer
         if len(missing(remark, entry)) > 0.5 * len(content(remark, entry.language)):
             yield "over half of the answer's words do not stand in the passage"
-    for name, line in example.rubric.model_dump().items():
-        if not 3 <= len(line.split()) <= 24 or "\n" in line:
-            yield f"rubric.{name} has {len(line.split())} words; it must have 3 to 24 on one line"
+    yield from faults_of_lines(example.rubric)
     rubric_text = plain(" ".join(example.rubric.model_dump().values()))
     if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in rubric_text:
         yield "the rubric gives the answer away"
@@ -202,7 +173,11 @@ def main() -> int:
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
     files = args.file or [file for folder in (FOLDER, *FURTHER) for file in sorted(folder.glob("*.jsonl"))]
-    entries, faults = [], []
+    of_forms = [file for file in files if is_form_corpus(file)]
+    files = [file for file in files if file not in of_forms]
+    if of_forms:
+        sys.stdout.write(form_summary(of_forms))
+    entries, faults = [], list(faults_of_form_corpus(of_forms, whole=not args.file))
     for file in files:
         for number, entry in read(file):
             if isinstance(entry, str):

@@ -3,13 +3,15 @@
     python tools/train_writer.py --output WRITER                # resumes
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
     python tools/train_writer.py --output W --corpus benchmarks/writer_languages   # German and Korean examples as well
+    python tools/train_writer.py --output W --corpus benchmarks/writer_forms       # long answers, code, lists …
     python tools/train_writer.py --output W --corpus FOLDER --start optimsyn/data/bundled/writer/adapter   # goes on
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of
-every form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv 2203.14465).
-Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints of corpus
-and scripts.
+to pair. A share of the pairs is also trained without a rubric. The examples of `benchmarks/writer_forms` name their
+form in both prompts; all of them are learned, and none is practised. Then it practises: it writes pairs under rubrics
+of every other form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv
+2203.14465). Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints
+of corpus and scripts.
 
 With `--start` it goes on from a finished adapter: it learns the further folders, and a part of the bundled corpus again
 lest it forget.
@@ -35,6 +37,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
+from writer_form_corpus import form_entries, form_samples, is_form_corpus
 from writer_forms import FORMS
 from writer_pairs import Wish, checker, outcome, passage_of, replies, shares
 from writer_rubrics import PRACTICE, rubric_for
@@ -70,6 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a further folder of examples")
     parser.add_argument("--start", type=Path, help="folder of a finished adapter to go on from")
     parser.add_argument("--replay", type=float, default=0.2, help="share of the bundled corpus that --start repeats")
+    parser.add_argument("--rubrics", type=float, default=1.0, help="share of the samples of rubrics that are learned")
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="write held-out pairs")
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--practice-epochs", type=float, default=2.0, help="over corpus and practice together; 0: none")
@@ -261,7 +265,7 @@ def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> Non
     values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     here = Path(__file__).parent
-    scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("forms", "pairs", "rubrics"))]
+    scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("form_corpus", "forms", "pairs", "rubrics"))]
     facts |= {
         "corpus": digest(corpus_files(args.corpus)),
         "scripts": digest([*scripts, Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
@@ -280,7 +284,9 @@ def main() -> None:
     """Trains, and writes the adapter to OUTPUT/adapter: after the corpus, and again after the practice."""
     args = arguments()
     draw = random.Random(args.seed)
-    corpus = entries(corpus_files(args.corpus))
+    files = corpus_files(args.corpus)
+    of_forms = [file for file in files if is_form_corpus(file)]
+    corpus = entries([file for file in files if file not in of_forms])
     before = json.loads((args.start / "writer.json").read_text(encoding="utf-8")) if args.start else {}
     bundled = {entry.subject for entry in entries(corpus_files([]))}
     subjects = sorted({entry.subject for entry in corpus} - (bundled if before else set()))
@@ -293,6 +299,9 @@ def main() -> None:
         share = args.replay if before and entry.subject in bundled else 1
         rows += draw.sample(known, round(share * len(known))) if share < 1 else known
     rows = rows[: args.limit]
+    rows += [row for entry in form_entries(of_forms) for row in form_samples(entry, args.form)][: args.limit]
+    if args.rubrics < 1:
+        rows = [row for row in rows if not row["prompt"].endswith("\nRubric:\n") or draw.random() < args.rubrics]
     began = time.monotonic()
     target = Target.load(
         TargetSpec(name="embedded", lora=Lora(r=args.rank, alpha=2 * args.rank, target_modules=MODULES)), seed=args.seed

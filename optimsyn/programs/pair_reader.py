@@ -13,7 +13,7 @@ from optimsyn.llm.reading.plain_text import beginning, item_lines, many_lines, o
 from optimsyn.llm.reading.unusable import sounds_refused, was_cut
 from optimsyn.llm.reading.values import objects_in, read
 from optimsyn.llm.replies import Reply
-from optimsyn.programs.prompts.pair_prompts import label_of_key
+from optimsyn.programs.prompts.writer_prompts import label_of_key
 
 _WHAT = "question and answer"
 _OTHER_NAMES = {"q": "question", "a": "answer", "correct_answer": "answer", "evidence": "quote"}
@@ -46,7 +46,11 @@ def read_pair(reply: Reply | str, form: QuestionForm, *, max_tokens: int | None 
 def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[str, str]:
     first: ReplyError | None = None
     seen = 0
-    for raw in objects_in(text, repair):
+    lines, broken_off = labelled_lines(text, form)
+    whole = {"question", "answer"} <= lines.keys()
+    # The writer's lines, in which an object is code.
+    written = whole and text.lstrip().startswith("Quote:")
+    for raw in () if written else objects_in(text, repair):
         try:
             return _pair(raw, form, text)
         except ReplyError as problem:
@@ -54,8 +58,7 @@ def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[st
             seen += 1
             if seen == _MOST:
                 break
-    lines, broken_off = labelled_lines(text, form)
-    if {"question", "answer"} <= lines.keys() or (lines and first is None):
+    if whole or (lines and first is None):
         if cut and broken_off:
             raise ReplyError("the pair's last line breaks off", Outcome.CUT)
         return _pair(lines, form, text)

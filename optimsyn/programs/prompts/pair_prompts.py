@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from optimsyn.base.extensions import FORMS
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms import QuestionForm
 from optimsyn.data.forms.multiple_choice import MultipleChoice
@@ -22,10 +23,13 @@ _VERDICTS = MultipleChoice(3, ("yes", "no", "maybe")).described()
 
 
 def writer_knows(form: QuestionForm) -> bool:
-    """Whether the writer can write pairs of a form: a question with a free answer, with options, or yes, no and maybe.
+    """Whether the writer can write pairs of a form: of each built-in one, with options or verdicts that it has learned.
 
-    It leaves out keys that need not be there. For other keys or verdicts it ignores even worked examples.
+    Of custom forms it can write those with a question and a free answer; for other keys it ignores even worked
+    examples. It leaves out keys that need not be there.
     """
+    if type(form) is not MultipleChoice and any(type(form) is type(part) for part in FORMS.built_in.values()):
+        return True
     keys = form.reply_keys()
     if any(key.lines or key.items for key in keys):
         return False
@@ -37,11 +41,6 @@ def writer_knows(form: QuestionForm) -> bool:
 def writer_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
     """The prompt of the writer."""
     return writer_prompts.pair_prompt(passage, rubric, form.described())
-
-
-def label_of_key(name: str) -> str:
-    """The label of a key's line: `reason` is `Reason`."""
-    return name.replace("_", " ").capitalize()
 
 
 def base_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:

@@ -14,12 +14,22 @@ pairs.
                                         Question: …
                                         Options: … | … | … | …     (multiple choice only)
                                         Answer: …
+
+Forms with keys of their own have a line for each, question first. A text of several lines begins on the line after its
+label and goes on to the next label or the end; it has no blank lines, which end a reply. Items have a line each:
+
+    Quote: …                            Quote: …
+    Question: …                         Question: …
+    Reasoning: …                        Answer:
+    Answer: …                           - …
+                                        - …
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from optimsyn.data.forms import Key, QuestionForm
 from optimsyn.data.records import Rubric
 from optimsyn.programs.prompts.fence import fenced
 from optimsyn.programs.prompts.rubric_prompts import LABELS
@@ -61,6 +71,35 @@ def pair_reply(quote: str, question: str, answer: str, options: Sequence[str] = 
     if options:
         lines.append("Options: " + OPTION_MARK.join(_line(option) for option in options))
     return "\n".join([*lines, f"Answer: {_line(answer)}"])
+
+
+def form_reply(form: QuestionForm, quote: str, values: Mapping[str, str]) -> str:
+    """What the writer answers for a form with keys of its own, without options; keys without a value have no line.
+
+    Args:
+        form: The form, for its `reply_keys`.
+        quote: The sentence of the passage.
+        values: The texts by key, items one a line.
+    """
+    keys = sorted(form.reply_keys(), key=lambda key: key.name != "question")
+    lines = [f"Quote: {_line(quote)}"]
+    return "\n".join([*lines, *(_labelled(key, values[key.name]) for key in keys if values.get(key.name, "").strip())])
+
+
+def label_of_key(name: str) -> str:
+    """The label of a key's line: `reason` is `Reason`."""
+    return name.replace("_", " ").capitalize()
+
+
+def _labelled(key: Key, value: str) -> str:
+    label = f"{label_of_key(key.name)}:"
+    lines = [line.rstrip() for line in value.splitlines() if line.strip()]
+    if key.items:
+        return "\n".join([label, *(f"- {_line(item)}" for item in lines)])
+    # The reader takes asterisks around a value for bold face.
+    if key.lines and (len(lines) > 1 or "*" in (value.strip()[0], value.strip()[-1])):
+        return "\n".join([label, *lines])
+    return f"{label} {_line(value)}"
 
 
 def _passage(text: str) -> str:
