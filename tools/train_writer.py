@@ -205,6 +205,8 @@ def fit(target: Target, rows: list[Row], folder: Path, epochs: float, lr: float,
         num_train_epochs=epochs,
         per_device_train_batch_size=passes,
         gradient_accumulation_steps=args.batch_size // passes,
+        # Samples of like length in a pass, so that little of it is padding.
+        train_sampling_strategy="group_by_length",
         learning_rate=lr,
         warmup_steps=10,
         optim="adamw_torch",
