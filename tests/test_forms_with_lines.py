@@ -15,9 +15,11 @@ from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import Heard, form_named
 from optimsyn.data.forms.long_answer import rouge_l
 from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.llm.reading.plain_text import item_lines
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.pair_reader import read_pair
+from optimsyn.programs.prompts.writer_prompts import form_reply, pair_prompt
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.target.encoding import encode, fitted
@@ -215,13 +217,24 @@ REPLIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NEW)
 def test_pairs_of_the_forms_are_written(name: str, manner: str) -> None:
     reply = json.dumps({"quote": "", **REPLIES[name]})
+    if manner == "writer":
+        form = form_named(name)
+        # It leaves out the blank lines of a text.
+        values = form.mended(dict(REPLIES[name]))
+        reply = form_reply(form, "", {key: item_lines(value) for key, value in values.items()})
     model = Scripted(reply, chat=manner == "chat", writer=manner == "writer")
     made = PairWriter(model, TaskShape.only(name))(passage()).pair
     assert made.kind == name
-    assert (made.question, made.answer) == (FINE[name]["question"], FINE[name]["answer"])
+    answer = FINE[name]["answer"]
+    assert made.question == FINE[name]["question"]
+    assert made.answer == (answer.replace("\n\n", "\n") if manner == "writer" else answer)
     assert made.details == FINE[name].get("details", {})
     call = model.calls[-1]
     asked = "\n".join(message["content"] for message in call.messages)
+    if manner == "writer":
+        assert (call.schema, call.stop) == (None, ("\n\n",))
+        assert asked == pair_prompt(TEXT, None, form_named(name).described())
+        return
     for key in form_named(name).reply_keys():
         assert f'"{key.name}"' in asked
     schema = call.schema

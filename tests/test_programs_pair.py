@@ -16,7 +16,9 @@ from programs_helpers import RUBRIC, TEXT, Scripted, passage
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.demonstrations import DEMOS, Demo
-from optimsyn.data.forms import Key, QuestionForm
+from optimsyn.data.forms import Key, QuestionForm, form_named
+from optimsyn.data.forms.code import Code
+from optimsyn.data.forms.dialogue import Dialogue
 from optimsyn.data.forms.free import Free
 from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.forms.true_false import TrueFalse
@@ -32,12 +34,14 @@ from optimsyn.programs.prompts.pair_prompts import (
     base_prompt,
     chat_messages,
     demo_reply,
-    label_of_key,
     open_schema,
     writer_knows,
 )
 from optimsyn.recipe.sections.synthesis import Checks
 
+WITH_KEYS = [
+    form_named(name) for name in ("true_false", "figure", "long_answer", "list", "code", "reasoning", "dialogue")
+]
 FORMS = [Free(), MultipleChoice(4), MultipleChoice(3, ("yes", "no", "maybe"))]
 FREE, CHOICE = TaskShape(), TaskShape.only("multiple_choice")
 CLOSED = TaskShape.only("multiple_choice", FORMS[2], open_book=True)
@@ -198,9 +202,48 @@ def test_the_lines_of_a_reply_are_read_back(data: st.DataObject, form: QuestionF
     written = [*wrong[:place], reply["answer"], *wrong[place:]] if wrong else []
     text = writer_prompts.pair_reply(reply["quote"], reply["question"], reply["answer"], written)
     further = set(plain) - {"quote", "question", "answer", *wrong_keys}
-    text += "".join(f"\n{label_of_key(name)}: {plain[name]}" for name in further)
+    text += "".join(f"\n{writer_prompts.label_of_key(name)}: {plain[name]}" for name in further)
     read = read_pair(text, form)
     assert {name: read[name] for name in plain} == plain
+
+
+# Lines of code and of prose, which are no labels.
+INNER = st.builds(
+    lambda indent, line: f"{' ' * indent}x{line}y",
+    st.sampled_from([0, 4]),
+    st.text("ab é가09 .,;()=+'\"#{}[]_-", max_size=30),
+)
+
+
+@given(st.data(), st.sampled_from([*WITH_KEYS, Code("json"), Dialogue(3)]))
+def test_what_the_writer_writes_is_read_back(data: st.DataObject, form: QuestionForm) -> None:
+    values = {}
+    for key in form.reply_keys():
+        texts = st.sampled_from(key.options) if key.options else INNER.map(str.strip)
+        if key.lines or key.items:
+            texts = st.lists(INNER.map(str.strip) if key.items else INNER, min_size=1, max_size=4).map("\n".join)
+        if key.needed or data.draw(st.booleans()):
+            values[key.name] = data.draw(texts)
+    text = writer_prompts.form_reply(form, "The year was 1931.", values)
+    assert "\n\n" not in text, "a blank line ends the reply"
+    read = read_pair(text, form)
+    for key in form.reply_keys():
+        wanted, given = values.get(key.name, ""), read.get(key.name, "")
+        if key.items:
+            given = "\n".join(line.removeprefix("- ") for line in given.splitlines())
+        several = key.lines and "\n" in wanted
+        assert (given if several or key.items else " ".join(given.split())) == (
+            wanted if several else "\n".join(" ".join(line.split()) for line in wanted.splitlines())
+        )
+
+
+def test_code_with_braces_is_no_reply_in_json() -> None:
+    code = '{\n    "question": "When?",\n    "answer": 1931\n}'
+    text = writer_prompts.form_reply(
+        Code("json"), "It was 1931.", {"question": "Give the year.", "answer": f"\n{code}\n\n"}
+    )
+    assert text.endswith(f"Answer:\n{code}")
+    assert read_pair(text, Code("json")) == {"quote": "It was 1931.", "question": "Give the year.", "answer": code}
 
 
 def test_lines_as_models_write_them() -> None:
@@ -287,7 +330,8 @@ def test_forms_are_named_as_in_the_training() -> None:
         (MultipleChoice(5), "multiple choice, five options", True),
         (MultipleChoice(2, ("yes", "no")), "the answer is yes or no", False),
         (MultipleChoice(12), "multiple choice, 12 options", True),
-        (TrueFalse(), "a statement that is true or false, with the reason", False),
+        (TrueFalse(), "a statement that is true or false, with the reason", True),
+        (Code("python"), "a question whose answer is python code", True),
         (Named(), "a question with the name of its unit", False),
     ],
 )
