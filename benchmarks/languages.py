@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from optimsyn.data.language.detect import language_name
 from optimsyn.data.records import Pair, Passage
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.recipe.sections.synthesis import Checks
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from optimsyn.data.language.whole import fragment, refuses, repeats
 from optimsyn.data.passages import passage_spans
 from optimsyn.data.records import Pair, Passage
 from optimsyn.data.text import as_written, is_quoted
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.language_checks import checks_not_run, language_notes
 from optimsyn.recipe.sections.synthesis import Checks
 

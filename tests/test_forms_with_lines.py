@@ -15,7 +15,7 @@ from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import Heard, form_named
 from optimsyn.data.forms.long_answer import rouge_l
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.task_shape import TaskShape

@@ -12,6 +12,7 @@ from optimsyn.data.records import Question
 
 # The modules of the built-in checks.
 BUILT_IN = (
+    "optimsyn.programs.checker",
     "optimsyn.programs.checks",
     "optimsyn.data.demonstrations",
     "optimsyn.data.duplicates",

@@ -1,7 +1,7 @@
 """The languages whose words the checks know: what asks for a person, what says that it does not know, and so on.
 
 A list holds plain words; `|` separates them. What a language does not know is left empty, and the checks that need it do
-not run there (`optimsyn.programs.languages` says so). English keeps its own, older lists in `optimsyn.programs.checks`
+not run there (`optimsyn.programs.language_checks` says so). English keeps its own, older lists in `optimsyn.programs.checks`
 and `english`; the ones here serve what is common to all languages.
 """
 
