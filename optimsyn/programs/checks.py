@@ -54,6 +54,7 @@ _NO_EDGE = regex.compile(rf"[{UNSPACED}]")
 _OWNED = re.compile(r"(?<=\w)['’]s\b")
 _LONGEST_QUESTION = 60
 _LONGEST_ANSWER = 100
+_LONG_ANSWER = 20
 _SHARE_IN_PASSAGE = 0.7
 _SHARE_OF_QUESTION = 0.5
 
@@ -149,7 +150,7 @@ def check_copied_passage(pair: Pair, context: CheckContext) -> str | None:
     asked = asks is not None and asks.search(normalized(pair.question)) is not None
     if len(question) >= 4 and not asked and _shared_start(question, source) >= 0.8 * len(question):
         return "the question is copied from the passage"
-    if len(answer) > 20 and len(answer) >= 0.5 * len(source):
+    if word_count(pair.answer) > _LONG_ANSWER and len(answer) >= 0.5 * len(source):
         return "the answer copies most of the passage"
     return None
 

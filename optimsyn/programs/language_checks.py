@@ -125,7 +125,8 @@ def grounded(pair: Pair, context: Looked) -> str | None:
     language, source = context.language, context.source
     # A calculated figure has a check of its own.
     if not (form_of(pair).is_verdict(pair) or form_of(pair).is_derived(pair)):
-        units = source.content(pair.answer) or [_whole(pair.answer, context)]
+        # Forms whose answers have lines show their quote here, which may be missing.
+        units = source.content(pair.answer) or ([_whole(pair.answer, context)] if bare(pair.answer) else [])
         # An answer may end with the verb of its question.
         asked = Source(pair.question, language)
         units = [unit for unit in units if unit.known or unit.strict or not asked.has(unit)] or units
