@@ -59,7 +59,11 @@ STEPS = {
         "因为暴风",
     ),
 }
-NEXT = {"ko": ("언제 세워졌습니까?", "1874년입니다."), "de": ("Wann entstand er?", "Im Jahr 1874."), "zh": ("建于哪一年？", "1874年。")}
+NEXT = {
+    "ko": ("언제 세워졌습니까?", "1874년입니다."),
+    "de": ("Wann entstand er?", "Im Jahr 1874."),
+    "zh": ("建于哪一年？", "1874年。"),
+}
 LANGUAGES = tuple(TEXTS)
 CHECKER = Checker(Checks())
 
@@ -112,3 +116,59 @@ def test_a_dialogue(language: str) -> None:
     assert dialogue(language, answer, NEXT[language][1]) == ()
     assert "dialogue_grounded" in dialogue(language, answer, INVENTED[language])
     assert dialogue(language, answer, NEXT[language][1].replace("1874", "1878")) == ("dialogue_grounded",)
+
+
+# Two figures of a passage, and an answer that says which is the larger one in a word that the passage has not.
+COMPARED = {
+    "en": (
+        "The lighthouse burnt 12 lamps in 1874. In 1901 it burnt 30 lamps.",
+        "How did the lamps of 1874 and of 1901 compare?",
+        "12 lamps are fewer than 30 lamps",
+        "12 boats are fewer than 30 candles",
+    ),
+    "ko": (
+        "하라강 등대는 1874년에 석유 램프 12개를 켰다. 1901년에는 석유 램프 30개를 켰다.",
+        "하라강 등대의 1874년과 1901년 석유 램프 수는 어떻게 다른가요?",
+        "1874년의 12개가 1901년의 30개보다 적었다",
+        "1874년의 여객선이 1901년의 화물선보다 적었다",
+    ),
+    "de": (
+        "Der Leuchtturm der Hara brannte 1874 mit 12 Lampen. Im Jahr 1901 waren es 30 Lampen.",
+        "Wie unterscheiden sich die Lampen des Leuchtturms der Hara von 1874 und 1901?",
+        "12 Lampen sind weniger als 30 Lampen",
+        "12 Boote sind weniger als 30 Kerzen",
+    ),
+    "zh": (
+        "哈拉河灯塔在1874年点了12盏石油灯。1901年点了30盏石油灯。",
+        "哈拉河灯塔1874年和1901年的石油灯数量有什么不同？",
+        "1874年的12盏少于1901年的30盏",
+        "1874年的客轮少于1901年的货轮",
+    ),
+    "ja": (
+        "ハラ川の灯台では1874年に石油ランプ12個を使った。1901年には石油ランプ30個を使った。",
+        "ハラ川の灯台の1874年と1901年の石油ランプの数はどう違いますか。",
+        "1874年の12個は1901年の30個より少ない",
+        "1874年の客船は1901年の貨物船より少ない",
+    ),
+    "th": (
+        "ประภาคารฮาราใช้ตะเกียงน้ำมัน 12 ดวงใน ค.ศ. 1874 และใช้ตะเกียงน้ำมัน 30 ดวงใน ค.ศ. 1901",
+        "ตะเกียงน้ำมันของประภาคารฮาราใน ค.ศ. 1874 และ ค.ศ. 1901 ต่างกันอย่างไร",
+        "12 ดวง น้อยกว่า 30 ดวง",
+        "เรือโดยสาร 12 ลำ น้อยกว่าเครื่องบิน 30 ลำ",
+    ),
+    "ar": (
+        "أضاءت منارة هارا 12 مصباحا عام 1874. وأضاءت المنارة 30 مصباحا عام 1901.",
+        "كيف تختلف مصابيح منارة هارا بين عام 1874 وعام 1901؟",
+        "12 مصباحا أقل من 30 مصباحا",
+        "12 قاربا أقل من 30 شمعة",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", COMPARED)
+def test_who_compares_two_figures_may_say_which_is_larger(language: str) -> None:
+    text, question, right, wrong = COMPARED[language]
+    passage = Passage(id="p", document_id="d", title="", text=text, char_start=0, char_end=len(text))
+    pairs = [Pair(id="x", passage_id="p", question=question, answer=answer) for answer in (right, wrong)]
+    assert CHECKER.check(pairs[0], passage).reasons == {}
+    assert CHECKER.check(pairs[1], passage).failed == ("grounded",)

@@ -205,5 +205,3 @@ def _as_seen(pair: Pair, check: str) -> Pair | None:
     if seen is None or isinstance(seen, Pair):
         return seen
     raise RecipeError(f"{FORMS.field}: `checked` of {pair.kind} gave {seen!r:.200} ({pair.id}), not a pair or None")
-
-

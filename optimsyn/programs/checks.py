@@ -25,6 +25,7 @@ from optimsyn.data.forms import FormCheck, QuestionForm, form_of
 from optimsyn.data.forms.multiple_choice import VERDICTS
 from optimsyn.data.language.grounding import Source, source_of
 from optimsyn.data.language.known import pattern
+from optimsyn.data.language.known import words as listed_words
 from optimsyn.data.language.segment import UNSPACED, has_unspaced
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
@@ -185,9 +186,6 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
 
 
 _NUMERAL = re.compile(r"\d[\d.,]*")
-_COMPARATIVES = frozenset(
-    "higher lower more less fewer greater smaller larger bigger longer shorter earlier later".split()
-)
 
 
 def check_grounded(pair: Pair, context: CheckContext) -> str | None:
@@ -211,7 +209,7 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
         answer = _content(rest) or words_of(rest)
         if len(_NUMERAL.findall(pair.answer)) > 1:
             # Who compares two figures of the passage says which is the larger one.
-            answer = [word for word in answer if word not in _COMPARATIVES]
+            answer = [word for word in answer if word not in listed_words("en", "larger")]
         strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:

@@ -125,8 +125,11 @@ def grounded(pair: Pair, context: Looked) -> str | None:
     language, source = context.language, context.source
     # A calculated figure has a check of its own.
     if not (form_of(pair).is_verdict(pair) or form_of(pair).is_derived(pair)):
+        # Who compares two figures of the passage says which is the larger one.
+        empty = ("empty", "larger") if len(_NUMERAL.findall(normalized(pair.answer))) > 1 else ("empty",)
         # Forms whose answers have lines show their quote here, which may be missing.
-        units = source.content(pair.answer) or ([_whole(pair.answer, context)] if bare(pair.answer) else [])
+        units = source.content(pair.answer, empty)
+        units = units or ([_whole(pair.answer, context)] if bare(pair.answer) else [])
         # An answer may end with the verb of its question.
         asked = Source(pair.question, language)
         units = [unit for unit in units if unit.known or unit.strict or not asked.has(unit)] or units
