@@ -84,7 +84,10 @@ KNOWN: dict[str, Known] = {
         "dieser|dieses|diesem|diesen|welche|welcher|welches|welchem|welchen|wer|wen|wem|wessen|was|wann|wo|woher|wohin|"
         "warum|weshalb|wieso|wie|wofür|womit|wodurch|woran|worauf|woraus|worin|wovon|wozu|wogegen|worüber|viel|viele|"
         "vielen|lange|hoch|groß|weit|oft|alt|etwa|rund|ungefähr|genau|laut|wegen|oberhalb|unterhalb|prozent|ab|jeder|jede|jedes|jedem|jahr|jahre|jahren|heißt|heißen|genannt|"
-        "nennt|art|wodurch|daran|darauf|davon|dabei|dazu|dafür|daher|deren|dessen|denen|sowie|je|pro|ihres|einander",
+        "nennt|art|wodurch|daran|darauf|davon|dabei|dazu|dafür|daher|deren|dessen|denen|sowie|je|pro|ihres|einander|"
+        "alle|allem|allen|aller|alles|also|andere|anderem|anderen|anderer|anderes|bin|dann|derer|einige|einigen|einiger|einmal|etwas|"
+        "gewesen|habe|ins|jene|jenem|jenen|jener|jenes|manche|manchen|mancher|nun|ob|selbst|ihnen|solche|solchem|solchen|solcher|"
+        "sondern|sonst|unser|werde|wieder|wir|würde|würden|jedoch|sowohl|zwar|indem|hinter|jeden|jetzt|bereits|erst",
         asks="wer|wen|wem|wessen|was|wann|wo|woher|wohin|warum|weshalb|wieso|wie|wofür|womit|wodurch|woran|worauf|woraus|"
         "worin|wovon|wozu|wogegen|worüber|welche|welcher|welches|welchem|welchen|wonach|worum|wovor|inwiefern|inwieweit",
         who="wer|wen|wem|wessen",
@@ -136,7 +139,7 @@ KNOWN: dict[str, Known] = {
         why="왜|어째서|까닭은|이유는|이유가",
         where="어디|어느 도시|어느 나라|어느 지역",
         time="년|월|일|시|분|주|세기|때|전|후|동안|봄|여름|가을|겨울|아침|저녁|밤|낮|오전|오후|이후|이전|직후|직전|요일|초|말|중순|경우|무렵|"
-        "시기|기간|당시|날|달|해|시대|뒤|까지|부터|면|즉시|어제|오늘|내일|작년|내년|올해|분기",
+        "시기|기간|당시|날|달|해|시대|뒤|까지|부터|면|수록|즉시|어제|오늘|내일|작년|내년|올해|분기",
         number="영|일|이|삼|사|오|육|칠|팔|구|십|백|천|만|억|조|하나|한|둘|두|셋|세|넷|네|다섯|여섯|일곱|여덟|아홉|열|스무|서른|마흔|쉰|절반|반|배|"
         "모두|전부|여러|몇|많|적|수십|수백|수천|매일|매주|매달|매년|할",
         verdict="예|네|아니요|아니오|참|거짓|그렇다|아니다|그렇습니다|아닙니다",
