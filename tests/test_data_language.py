@@ -354,3 +354,28 @@ def test_the_version_of_the_dictionary_is_part_of_the_identity_of_checks(monkeyp
     before = Checker(Checks()).fingerprint
     monkeypatch.setattr("optimsyn.programs.check_fingerprint.version", lambda name: "0.0")
     assert Checker(Checks()).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        (
+            "하라강 등대의 수입은 2019년에 1조 2,384억 원으로 늘었다.",
+            "하라강 등대의 2019년 수입은 얼마였습니까?",
+            "1조 2384억 원",
+        ),
+        (
+            "Der Umsatz der Hara-Werft stieg 2019 auf 1.452,4 Mio. €.",
+            "Wie hoch war der Umsatz der Hara-Werft 2019?",
+            "1452,4 Mio. €",
+        ),
+        ("哈拉公司2019年的收入为1,452万元。", "哈拉公司2019年的收入是多少？", "1452万元"),
+        ("ハラ社の2019年の売上は1452万円だった。", "ハラ社の2019年の売上はいくらですか。", "1,452万円"),
+    ],
+)
+def test_marks_between_thousands_make_no_other_figure(text: str, question: str, answer: str) -> None:
+    passage = Passage(id="p", document_id="d", title="", text=text, char_start=0, char_end=len(text))
+    pair = Pair(id="x", passage_id="p", question=question, answer=answer)
+    assert Checker(Checks()).check(pair, passage).reasons == {}
+    wrong = pair.model_copy(update={"answer": answer.replace("4", "7", 1)})
+    assert Checker(Checks()).check(wrong, passage).failed == ("grounded",)

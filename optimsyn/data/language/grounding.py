@@ -15,6 +15,9 @@ from optimsyn.data.language.known import pattern, words
 from optimsyn.data.language.segment import UNSPACED, bare, normalized, words_of
 
 _UNSPACED_RUN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*")
+NUMERAL = regex.compile(r"\d+(?:[.,٫٬'’]\d+)*")
+"""A numeral of a normalised text, with marks between thousands and before decimals."""
+_GROUPED = regex.compile(r"[.,٬'’](?=\d{3}(?!\d))")
 _HIRAGANA = regex.compile(r"\p{Hiragana}")
 _WIDE_LETTER = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー々〆〇]")
 _HANGUL = regex.compile(r"\p{Hangul}")
@@ -69,6 +72,11 @@ class Source:
         return frozenset(words_of(self.text))
 
     @cached_property
+    def _numerals(self) -> dict[str, str]:
+        """Its numerals as they are printed, by what they are without marks between thousands."""
+        return {_ungrouped(numeral): numeral for numeral in NUMERAL.findall(self.text)}
+
+    @cached_property
     def _bare(self) -> str:
         return bare(self.text)
 
@@ -104,7 +112,12 @@ class Source:
             text: The text.
             empty: Names of the lists of `optimsyn.data.language.known.Known` whose words are left out.
         """
-        return list(self._units(normalized(text), empty))
+        printed = NUMERAL.sub(lambda numeral: self._numerals.get(_ungrouped(numeral[0]), numeral[0]), normalized(text))
+        return list(self._units(printed, empty))
+
+    def prints(self, numeral: str) -> bool:
+        """Whether a numeral is here, with or without marks between thousands."""
+        return _ungrouped(numeral) in self._numerals
 
     def strange(self, text: str) -> list[str]:
         """The units with content that do not come from this text."""
@@ -253,6 +266,10 @@ class Unit:
 def source_of(title: str, text: str) -> Source:
     """The source of a passage; its language is that of its text."""
     return Source(f"{title} {text}", language_of(text))
+
+
+def _ungrouped(numeral: str) -> str:
+    return _GROUPED.sub("", numeral)
 
 
 def strange_share(units: Sequence[Unit]) -> float:
