@@ -308,7 +308,9 @@ def _turned_round(pair: Pair, source: str, language: str) -> str | None:
     negation = pattern(language, "negation")
     if negation is None or language in ("ko", "ar"):
         return None
-    said = negation.search(answer)
+    # 少ない, fewer, ends like a negation.
+    larger = pattern(language, "larger")
+    said = negation.search(answer if larger is None else larger.sub(" ", answer))
     if (
         said is not None
         and word_count(answer) <= _FEW_WORDS
