@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from optimsyn.data.language.detect import language_name
 from optimsyn.data.records import Pair, Passage
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.recipe.sections.synthesis import Checks
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ class Case:
 def main() -> None:
     """Checks all pairs, prints a table and writes `results/languages.json`."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--folder", type=Path, nargs="*", default=[HERE / "languages"])
+    arguments.add_argument("--folder", type=Path, nargs="*", default=[HERE / "languages", HERE / "languages" / "hindi"])
     arguments.add_argument("--show", nargs="*", default=[], help="language, right or wrong: their failures in full")
     arguments.add_argument("--write", action="store_true")
     options = arguments.parse_args()

@@ -107,7 +107,7 @@ class Prepared:
         return PairWriter(Scripted("{}"), TaskShape.of(self.make_questions()))
 
     def make_checks(self) -> Any:
-        from optimsyn.programs.checks import Checker
+        from optimsyn.programs.checker import Checker
         from optimsyn.recipe.sections.synthesis import Checks
 
         return Checker(Checks(), self.make_questions())

@@ -245,3 +245,31 @@ def test_arithmetic_is_exact(numbers: list[int], data: st.DataObject) -> None:
         text = f"({text}) {sign} {number:,}"
         value = {"+": value + number, "-": value - number, "*": value * number, "/": value / number}[sign]
     assert Derivation.read(text).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "figures"),
+    [
+        ("$1.2 and 1.4 million", ["1200000 $", "1400000 $"]),
+        ("$1.2, $1.3, and 1.4 million and 35 ships", ["1200000 $", "1300000 $", "1400000 $", "35"]),
+        ("between €3 and 5 billion", ["3000000000 €", "5000000000 €"]),
+        ("1,2 und 1,4 Millionen Euro", ["1200000 €", "1400000 €"]),
+        ("from 3.5 to 4.2 %", ["3.5 %", "4.2 %"]),
+        ("in 2018 and 1.4 million", ["2018", "1400000"]),
+        ("5 and 3 million", ["5", "3000000"]),
+        ("$1.2 and €1.4 million", ["1.2 $", "1400000 €"]),
+        ("1.2 kg and 1.4 million", ["1.2 kg", "1400000"]),
+        ("$12, and 5 %", ["12 $", "5 %"]),
+        ("costs of $5. The rest was $3 million", ["5 $", "3000000 $"]),
+    ],
+)
+def test_a_scale_that_is_written_once_belongs_to_all_listed_figures(text: str, figures: list[str]) -> None:
+    assert [str(figure) for figure in parse(text)] == figures
+
+
+def test_answers_share_a_scale_in_metrics_and_in_what_a_passage_prints() -> None:
+    assert all_given("$1.2 and 1.4 million", ["$1.2 million", "$1.4 million"])
+    assert not all_given("$1.2 and 1.4 billion", ["$1.2 million", "$1.4 million"])
+    printed = Printed("Sales were $1.2 and 1.4 million in 2018 and 2019.")
+    assert printed.missing("$1.2 million and $1.4 million") is None
+    assert printed.missing("$1.2 billion") is not None

@@ -80,6 +80,19 @@ def test_a_scale_is_written_out(values: dict[str, Any], answer: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "scale", "written"),
+    [
+        ("1.2 and 1.4", "million", "1.2 million and 1.4 million"),
+        ("$1.2 and 1.4 million", "million", "$1.2 and 1.4 million"),
+        ("from 3.5 in 2018 to 4.2 in 2019", "percent", "from 3.5% in 2018 to 4.2% in 2019"),
+        ("12.5 in two segments over 18 months", "million", "12.5 million in two segments over 18 months"),
+    ],
+)
+def test_a_scale_is_written_behind_each_amount_of_an_answer(answer: str, scale: str, written: str) -> None:
+    assert form_named("free").read_row({"answer": answer, "scale": scale}).answer == written
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         (

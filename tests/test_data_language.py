@@ -10,6 +10,7 @@ from optimsyn.data.answer_metrics import exact_match, token_f1
 from optimsyn.data.duplicates import NearDuplicates
 from optimsyn.data.language import english
 from optimsyn.data.language.detect import language_of, script_of
+from optimsyn.data.language.dictionary import cut_word
 from optimsyn.data.language.grounding import Source
 from optimsyn.data.language.known import KNOWN, pattern
 from optimsyn.data.language.segment import normalized, word_count, words_of
@@ -17,7 +18,7 @@ from optimsyn.data.language.whole import fragment, refuses, repeats
 from optimsyn.data.passages import passage_spans
 from optimsyn.data.records import Pair, Passage
 from optimsyn.data.text import as_written, is_quoted
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.language_checks import checks_not_run, language_notes
 from optimsyn.recipe.sections.synthesis import Checks
 
@@ -313,3 +314,68 @@ def test_a_question_that_mixes_english_with_another_language_is_not_whole(
     language: str, question: str, whole: bool
 ) -> None:
     assert ("whole_question" not in _failed(language, question, "12")) == whole
+
+
+CUT = [
+    ("zh", "大雾的夜里，灯塔指引船只避开暗", "大雾的夜里"),
+    ("ja", "鯨油の代わりに石油ラン", "石油ランプ"),
+    ("th", "ตะเกียงน้ำมันก๊าด 12 ดวงแทนน้ำมันปลาว", "ตะเกียงน้ำมันก๊าด"),
+]
+
+
+@pytest.mark.parametrize(("language", "cut", "whole"), CUT)
+def test_an_answer_that_ends_inside_a_word_of_the_dictionary_is_a_piece(language: str, cut: str, whole: str) -> None:
+    text = normalized(TEXTS[language])
+    assert fragment(cut, text, language) is not None
+    assert fragment(whole, text, language) is None
+
+
+def test_words_are_counted_by_letters_also_behind_letters_outside_the_basic_plane() -> None:
+    text = "😀壊血病は😀ビタミンの欠乏"
+    start = text.index("ビタミン")
+    assert cut_word(start, start + 4, text, "ja") is None
+    assert cut_word(start, start + 3, text, "ja") == cut_word(start + 1, start + 4, text, "ja") == "ビタミン"
+
+
+@pytest.mark.parametrize(
+    ("language", "word", "inside"), [("lo", "ສະບາຍດີ", 3), ("km", "ភាសាខ្មែរ", 2), ("my", "မြန်မာ", 4)]
+)
+def test_further_scripts_have_dictionaries(language: str, word: str, inside: int) -> None:
+    assert cut_word(0, inside, word, language) == word
+    assert cut_word(0, len(word), word, language) is None
+
+
+def test_what_the_dictionary_joins_with_an_empty_word_or_a_count_is_whole() -> None:
+    assert cut_word(0, 4, "牛奶和茶会妨碍吸收。", "zh") is None  # 茶会 is a tea party, 会 also "may"
+    assert cut_word(2, 5, "访问86户外来家庭。", "zh") is None  # 户外 is "outdoors", 户 counts families
+
+
+def test_the_version_of_the_dictionary_is_part_of_the_identity_of_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Checker(Checks()).fingerprint
+    monkeypatch.setattr("optimsyn.programs.check_fingerprint.version", lambda name: "0.0")
+    assert Checker(Checks()).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        (
+            "하라강 등대의 수입은 2019년에 1조 2,384억 원으로 늘었다.",
+            "하라강 등대의 2019년 수입은 얼마였습니까?",
+            "1조 2384억 원",
+        ),
+        (
+            "Der Umsatz der Hara-Werft stieg 2019 auf 1.452,4 Mio. €.",
+            "Wie hoch war der Umsatz der Hara-Werft 2019?",
+            "1452,4 Mio. €",
+        ),
+        ("哈拉公司2019年的收入为1,452万元。", "哈拉公司2019年的收入是多少？", "1452万元"),
+        ("ハラ社の2019年の売上は1452万円だった。", "ハラ社の2019年の売上はいくらですか。", "1,452万円"),
+    ],
+)
+def test_marks_between_thousands_make_no_other_figure(text: str, question: str, answer: str) -> None:
+    passage = Passage(id="p", document_id="d", title="", text=text, char_start=0, char_end=len(text))
+    pair = Pair(id="x", passage_id="p", question=question, answer=answer)
+    assert Checker(Checks()).check(pair, passage).reasons == {}
+    wrong = pair.model_copy(update={"answer": answer.replace("4", "7", 1)})
+    assert Checker(Checks()).check(wrong, passage).failed == ("grounded",)

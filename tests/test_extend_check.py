@@ -14,7 +14,8 @@ from optimsyn.base.files import iter_json
 from optimsyn.data.records import Pair
 from optimsyn.execution.runner import run_stages
 from optimsyn.machine.preflight import validate
-from optimsyn.programs.checks import CheckContext, Checker, check_problems
+from optimsyn.programs.checker import Checker, check_problems
+from optimsyn.programs.checks import CheckContext
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.synthesis import Checks

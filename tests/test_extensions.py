@@ -155,7 +155,7 @@ def test_built_in_names_are_reserved_whatever_has_been_imported() -> None:
     import optimsyn.influence.estimators
     import optimsyn.influence.factory
     import optimsyn.optimize.methods
-    import optimsyn.programs.checks
+    import optimsyn.programs.checker
     from optimsyn.runs.manifest import STAGES
 
     apart = {"estimator": {"simulated"}, "stage": set(STAGES)}
@@ -204,7 +204,7 @@ def alone(pair: object) -> None:
     ("part", "message"), [(later, "it is async"), (alone, "be called with a pair and its context")]
 )
 def test_a_check_that_cannot_be_called_is_refused(part: object, message: str) -> None:
-    import optimsyn.programs.checks
+    import optimsyn.programs.checker
 
     try:
         optimsyn.register("check", part, name="spare")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from control_tokens_helpers import SHAPES, Shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from programs_helpers import TEXT, Scripted, pair, passage
 
 from optimsyn.base.errors import DataError
@@ -16,7 +20,7 @@ from optimsyn.data.forms import Heard, form_named
 from optimsyn.data.forms.long_answer import rouge_l
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.llm.reading.plain_text import item_lines
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.writer_prompts import form_reply, pair_prompt
@@ -289,11 +293,36 @@ def test_marks(
 
 
 def test_rouge_l_is_that_of_the_package() -> None:
-    # Longest common subsequences counted by hand, on the words without punctuation and articles.
+    # From the package rouge-score 0.1.2, `RougeScorer(["rougeL"])`, on texts without articles and punctuation.
     gold = "police killed gunman in city on friday"
     assert rouge_l("police kill gunman on friday in city", [gold]) == pytest.approx(0.5714, abs=1e-4)
     assert rouge_l("gunman police killed", [gold]) == pytest.approx(0.4)
     assert rouge_l("", [gold]) == 0.0
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """The longest common subsequence by its definition: the longest one of one text's that the other has in order."""
+    for size in range(min(len(one), len(other)), 0, -1):
+        for some in combinations(one, size):
+            rest = iter(other)
+            if all(word in rest for word in some):
+                return size
+    return 0
+
+
+WORDS = st.lists(st.sampled_from("library moved bridge canal 1931 books".split()), max_size=7)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=2))
+@settings(deadline=None, max_examples=60)
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said: list[str], golds: list[list[str]]) -> None:
+    wanted = 0.0
+    for gold in golds:
+        common = longest_common(said, gold)
+        if common:
+            precision, recall = common / len(said), common / len(gold)
+            wanted = max(wanted, 2 * precision * recall / (precision + recall))
+    assert rouge_l(" ".join(said), [" ".join(gold) for gold in golds]) == pytest.approx(wanted)
 
 
 CHATS = [shape for shape in SHAPES if shape.template]

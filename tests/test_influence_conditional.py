@@ -21,7 +21,7 @@ from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
 from optimsyn.llm.language_model import Call
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe

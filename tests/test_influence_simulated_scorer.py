@@ -29,7 +29,7 @@ from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradien
 from optimsyn.influence.store.store import GradientStore
 from optimsyn.influence.trainings import Trainings, TrainingSettings, schedule
 from optimsyn.llm.language_model import Call
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe

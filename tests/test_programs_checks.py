@@ -15,7 +15,8 @@ from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import REGISTRIES
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.programs.checks import BUILT_IN, CheckContext, Checker
+from optimsyn.programs.checker import Checker
+from optimsyn.programs.checks import BUILT_IN, CheckContext
 from optimsyn.recipe.sections.synthesis import Checks
 
 CHOICES = {"choices": ("1904", "1931", "1940", "1950"), "answer_index": 1}

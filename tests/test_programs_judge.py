@@ -20,7 +20,7 @@ from optimsyn.llm.replies import Budget, ReplyCache
 from optimsyn.machine.forecast.lengths import measure
 from optimsyn.machine.forecast.requests import forecast
 from optimsyn.machine.preflight import validate
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.judge import PairJudge, judge_messages, read_scores
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.task_shape import TaskShape

@@ -26,7 +26,7 @@ from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import as_written, normalized
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Reply
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts import writer_prompts

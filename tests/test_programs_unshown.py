@@ -11,7 +11,7 @@ from programs_helpers import RUBRIC, Scripted, passage
 from optimsyn.data.forms.unshown import Unshown
 from optimsyn.data.records import Question
 from optimsyn.llm.language_model import Call
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.prompts.pair_prompts import writer_knows
 from optimsyn.programs.rubric import RubricWriter

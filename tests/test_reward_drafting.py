@@ -15,7 +15,7 @@ from programs_helpers import Scripted
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.llm.language_model import Call
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.programs.task_shape import TaskShape

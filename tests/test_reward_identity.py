@@ -33,8 +33,8 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.llm.language_model import Call
 from optimsyn.programs import check_fingerprint as check_identity
-from optimsyn.programs import checks, language_checks
-from optimsyn.programs.checks import Checker
+from optimsyn.programs import checker, checks, language_checks
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.recipe.sections.synthesis import Checks
@@ -283,7 +283,7 @@ def test_an_edited_built_in_check_is_another_check(monkeypatch: pytest.MonkeyPat
 
 def test_every_module_that_the_built_in_checks_use_counts() -> None:
     folders = [Path(package.__file__).parent for package in (language, figures)]
-    parts = [Path(checks.__file__), Path(language_checks.__file__)]
+    parts = [Path(module.__file__) for module in (checker, checks, language_checks)]
     parts += [part for folder in folders for part in folder.glob("[!_]*.py")]
     trees = [ast.parse(part.read_text("utf-8")) for part in parts]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
@@ -307,7 +307,7 @@ def test_every_module_that_the_built_in_checks_use_counts() -> None:
     # Metrics compare figures, checks look them up.
     used -= {f"{figures.__name__}.compare"}
     used = {name for name in used if name.startswith("optimsyn.")} - without_words - {figures.__name__}
-    assert used == set(check_identity.BUILT_IN) - {"optimsyn.programs.checks"}
+    assert used == set(check_identity.BUILT_IN) - {checker.__name__}
 
 
 def test_ids_and_sizes_of_batches_are_no_part_of_the_identity(target: Target) -> None:

@@ -20,7 +20,7 @@ from optimsyn.data.forms.code import Code
 from optimsyn.data.forms.dialogue import Dialogue
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.data.text import word_count
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.writer_prompts import form_reply, pair_prompt, rubric_prompt, rubric_reply
 from optimsyn.recipe.sections.synthesis import Checks

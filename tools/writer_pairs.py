@@ -12,7 +12,7 @@ import torch
 from writer_forms import FORMS, Written
 
 from optimsyn.data.records import Pair, Passage, Rubric
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checker import Checker
 from optimsyn.programs.prompts.writer_prompts import OPTION_MARK
 from optimsyn.recipe.sections.synthesis import Checks
 

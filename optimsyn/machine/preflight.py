@@ -316,7 +316,7 @@ def _check_form(recipe: Recipe, preflight: Preflight) -> dict[str, Check]:
     """Checks the recipe's form of question, if it names one, and returns the form's checks."""
     from optimsyn.data.forms import form_named, identity_of
     from optimsyn.data.questions import check_columns
-    from optimsyn.programs.checks import form_checks
+    from optimsyn.programs.checker import form_checks
 
     name, checks = recipe.questions.form, {}
     with _reported(preflight):
@@ -329,7 +329,7 @@ def _check_form(recipe: Recipe, preflight: Preflight) -> dict[str, Check]:
 
 def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
     """Checks the custom parts that a recipe names, without importing torch for the light ones."""
-    from optimsyn.programs.checks import check_problems
+    from optimsyn.programs.checker import check_problems
 
     preflight.warnings += shadowed()
     preflight.problems += check_problems(recipe.checks, _check_form(recipe, preflight))

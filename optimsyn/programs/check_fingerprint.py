@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 from optimsyn.base.extensions import FORMS
 from optimsyn.base.identity import digest_of
 from optimsyn.base.source_identity import module_source, source_identity
 from optimsyn.data.forms import form_named
+from optimsyn.data.language.dictionary import LIBRARY
 from optimsyn.data.records import Question
 
 # The modules of the built-in checks.
 BUILT_IN = (
+    "optimsyn.programs.checker",
     "optimsyn.programs.checks",
     "optimsyn.data.demonstrations",
     "optimsyn.data.duplicates",
@@ -27,6 +30,7 @@ BUILT_IN = (
         ).split()
     ),
     "optimsyn.data.language.detect",
+    "optimsyn.data.language.dictionary",
     "optimsyn.data.language.endings",
     "optimsyn.data.language.english",
     "optimsyn.data.language.grounding",
@@ -54,6 +58,7 @@ def check_parts(
     """
     parts = {
         "the built-in checks": digest_of([module_source(name, "the built-in checks") for name in BUILT_IN]),
+        "the dictionary of words": digest_of([LIBRARY, version(LIBRARY)]),
         "which checks run": digest_of([list(built_in), list(plugins)]),
         "checks.unsafe_words": digest_of(list(unsafe_words)),
         "the validation questions": digest_of([question.model_dump(mode="json") for question in questions]),

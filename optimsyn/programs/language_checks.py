@@ -14,7 +14,7 @@ import regex
 from optimsyn.data.forms import Looked, form_of
 from optimsyn.data.language import english
 from optimsyn.data.language.detect import language_name, language_of
-from optimsyn.data.language.grounding import Source, Unit, strange_share
+from optimsyn.data.language.grounding import NUMERAL, Source, Unit, strange_share
 from optimsyn.data.language.known import knows, opposites, pattern, words
 from optimsyn.data.language.segment import bare, has_unspaced, normalized, word_count
 from optimsyn.data.language.whole import fragment, is_order, is_question, refuses, repeats
@@ -35,8 +35,6 @@ _SHARE_OF_PASSAGES = 0.02
 _SHARE_OF_QUESTION = 0.5
 # Without a list of words that carry no content, more of a question is strange.
 _SHARE_OF_ANY_QUESTION = 0.34
-_NUMERAL = regex.compile(r"\d+(?:[.,٫٬'’]\d+)*")
-_GROUPED = regex.compile(r"[.,٬'’](?=\d{3}(?!\d))")
 _UNIT = regex.compile(
     r"(?<![a-z])(?:kg|mg|ml|l|dl|mmhg|cm|mm|km|km2|m|m2|g|gy|eur|euro|usd|us|q\d)(?![a-z])|円|元|圆|人|割|歳|岁|個|个|次|回|倍|"
     r"명|원|개|배|회|주|달러|위안|엔|퍼센트|포인트|บาท|คน|ร้อยละ|บรรทัด|เปอร์เซ็นต์|ราว|คริสต์ศักราช|ประมาณ|(?<!\w)(?:prozent|euro|dollar|mark|"
@@ -125,12 +123,16 @@ def grounded(pair: Pair, context: Looked) -> str | None:
     language, source = context.language, context.source
     # A calculated figure has a check of its own.
     if not (form_of(pair).is_verdict(pair) or form_of(pair).is_derived(pair)):
-        units = source.content(pair.answer) or [_whole(pair.answer, context)]
+        # Who compares two figures of the passage says which is the larger one.
+        empty = ("empty", "larger") if len(NUMERAL.findall(normalized(pair.answer))) > 1 else ("empty",)
+        # Forms whose answers have lines show their quote here, which may be missing.
+        units = source.content(pair.answer, empty)
+        units = units or ([_whole(pair.answer, context)] if bare(pair.answer) else [])
         # An answer may end with the verb of its question.
         asked = Source(pair.question, language)
         units = [unit for unit in units if unit.known or unit.strict or not asked.has(unit)] or units
         strict = [unit.text for unit in units if unit.strict and not unit.known]
-        missing = _missing_numeral(pair.answer, source.text)
+        missing = _missing_numeral(pair.answer, source)
         if strict or missing:
             return f"the passage does not give {missing or strict[0]}"
         if strange_share(units) > 1 - _SHARE_IN_PASSAGE:
@@ -140,7 +142,7 @@ def grounded(pair: Pair, context: Looked) -> str | None:
         if turned is not None:
             return turned
     units = _question_units(pair.question, context)
-    missing = None if form_of(pair).is_verdict(pair) else _missing_numeral(pair.question, source.text)
+    missing = None if form_of(pair).is_verdict(pair) else _missing_numeral(pair.question, source)
     if missing:
         return f"the passage does not give the question's figure {missing}"
     if units and not any(unit.known for unit in units):
@@ -292,13 +294,9 @@ def _whole(text: str, context: Looked) -> Unit:
     return Unit(plain, bool(plain) and plain in bare(context.source.text), 1.0, False)
 
 
-def _missing_numeral(text: str, source: str) -> str | None:
+def _missing_numeral(text: str, source: Source) -> str | None:
     """The first numeral that the passage does not print, with or without marks between thousands."""
-    printed = {_GROUPED.sub("", numeral) for numeral in _NUMERAL.findall(source)} | set(_NUMERAL.findall(source))
-    for numeral in _NUMERAL.findall(normalized(text)):
-        if numeral not in printed and _GROUPED.sub("", numeral) not in printed:
-            return str(numeral)
-    return None
+    return next((numeral for numeral in NUMERAL.findall(normalized(text)) if not source.prints(numeral)), None)
 
 
 def _turned_round(pair: Pair, source: str, language: str) -> str | None:
@@ -310,7 +308,9 @@ def _turned_round(pair: Pair, source: str, language: str) -> str | None:
     negation = pattern(language, "negation")
     if negation is None or language in ("ko", "ar"):
         return None
-    said = negation.search(answer)
+    # 少ない, fewer, ends like a negation.
+    larger = pattern(language, "larger")
+    said = negation.search(answer if larger is None else larger.sub(" ", answer))
     if (
         said is not None
         and word_count(answer) <= _FEW_WORDS

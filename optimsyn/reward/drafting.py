@@ -17,7 +17,7 @@ from optimsyn.data.records import Pair, Passage, Record, Rubric
 if TYPE_CHECKING:
     import dspy
 
-    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.checker import Checker
     from optimsyn.programs.judge import Opinion
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter

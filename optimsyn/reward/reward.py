@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from optimsyn.influence.factory import Scorer
     from optimsyn.llm.outcome_log import OutcomeLog
-    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.checker import Checker
     from optimsyn.programs.pair import PairWriter
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from optimsyn.base.identity import differing
 
 if TYPE_CHECKING:
     from optimsyn.influence.factory import Scorer
-    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.checker import Checker
     from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.folder import Run
 

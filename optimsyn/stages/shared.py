@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optimsyn.influence.simulated.scorer import BatchTraining
     from optimsyn.llm.language_model import LanguageModel
     from optimsyn.llm.replies import Budget
-    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.checker import Checker
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.programs.task_shape import TaskShape
@@ -223,7 +223,7 @@ class Tools:
     @cached_property
     def checker(self) -> Checker:
         """The validity checks of the recipe."""
-        from optimsyn.programs.checks import Checker
+        from optimsyn.programs.checker import Checker
 
         spec = self.recipe.models.judge
         if spec is None:
@@ -243,7 +243,7 @@ class Tools:
 
     @cached_property
     def _test_checker(self) -> Checker:
-        from optimsyn.programs.checks import Checker
+        from optimsyn.programs.checker import Checker
         from optimsyn.recipe.sections.synthesis import Checks
 
         return Checker(Checks(), self.test)

@@ -26,6 +26,9 @@ _LEFT = re.compile(
     re.IGNORECASE,
 )
 _REACH = 24
+# Between the last two of some listed figures, and between others.
+_JOINED = re.compile(r",?\s+(?:and|or|to|und|oder|bis|et|ou|y|o|e)\s+|\s*&\s*", re.IGNORECASE)
+_LISTED = re.compile(r",\s+")
 # A letter that makes a code of the digits beside it (B12, 20th); scripts without spaces have none.
 _LETTER = re.compile(r"[A-Za-zÀ-ʯͰ-ӿ_]")
 
@@ -85,7 +88,8 @@ def parse(text: str, *, decimal_comma: bool | None = None) -> list[Figure]:
     """The figures of a text, in order.
 
     Dates, times, ranges, versions, ordinals and codes (2019-03-04, 10:30, 1990-95, 1.2.3, 20th, B12, 007) are none. A
-    figure in brackets is negative, as in accounts, if it is the whole text and does not look like a year.
+    figure in brackets is negative, as in accounts, if it is the whole text and does not look like a year. Listed
+    figures share the scale and the unit of the last one (`$1.2 and 1.4 million`), unless one may be a count or a year.
 
     Args:
         text: Any text.
@@ -95,6 +99,8 @@ def parse(text: str, *, decimal_comma: bool | None = None) -> list[Figure]:
     Example:
         >>> [str(figure) for figure in parse("It rose by 26.7 % to $1,452.4 million.")]
         ['26.7 %', '1452400000 $']
+        >>> [str(figure) for figure in parse("$1.2 and 1.4 million")]
+        ['1200000 $', '1400000 $']
     """
     if decimal_comma is None:
         decimal_comma = convention(text) == "comma"
@@ -121,7 +127,33 @@ def parse(text: str, *, decimal_comma: bool | None = None) -> list[Figure]:
                 figure.in_words,
             )
         )
-    return figures
+    return _with_shared(figures, text)
+
+
+def _with_shared(figures: list[Figure], text: str) -> list[Figure]:
+    """Figures that are listed, with the scale and the unit that are written once for all of them."""
+    shared = list(figures)
+    # The last figure of the list that goes on to the left.
+    end = 0
+    for place in range(len(figures) - 2, -1, -1):
+        one, last = shared[place], shared[place + 1]
+        between = text[one.end : last.start]
+        if not _share(one, last) or not (_JOINED.fullmatch(between) or (end and _LISTED.fullmatch(between))):
+            end = 0
+            continue
+        end = end or place + 1
+        shared[place] = replace(one, power=last.power, unit=one.unit or last.unit)
+        for later in range(place + 1, end + 1):
+            shared[later] = replace(shared[later], unit=shared[later].unit or shared[place].unit)
+    return shared
+
+
+def _share(one: Figure, last: Figure) -> bool:
+    """Whether what is written behind the last of two listed figures may be meant for the first one too."""
+    if one.in_words or last.in_words or one.power or not (last.power or last.percent):
+        return False
+    # "In 2018 and 1.4 million" and "5 and 3 million" are two things.
+    return (one.unit in CURRENCIES or (not one.unit and one.decimals > 0)) and last.unit in ("", one.unit or last.unit)
 
 
 def convention(text: str) -> str | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.values import kind_of
-from optimsyn.data.figures import parse
+from optimsyn.data.figures import Figure, parse
+from optimsyn.data.figures.units import CURRENCIES
 
 _T = TypeVar("_T")
+_YEAR = re.compile(r"1\d{3}|20\d\d")
 _MULTI_SPAN = ("multi-span", "multi_span", "multispan")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -116,7 +119,8 @@ def needed_answers(values: Mapping[str, Any]) -> list[str]:
 def with_scale(answer: str, values: Mapping[str, Any]) -> str:
     """An answer with the row's `scale` written out: `1,452.4` in `million` is `1,452.4 million`, `percent` a sign.
 
-    Only an answer of one figure takes it. One that says the same scale stays as it is.
+    So do all figures of an answer that has several (`1.2 and 1.4`), but for years and counts. One that says the same
+    scale stays as it is.
 
     Raises:
         DataError: The scale is unknown, or the answer says another one.
@@ -129,18 +133,22 @@ def with_scale(answer: str, values: Mapping[str, Any]) -> str:
         hint = did_you_mean(scale, [*_SCALES, "percent"], f"known: {', '.join(_SCALES)}, percent", cutoff=0.6)
         raise DataError(f"`scale` is {values['scale']!r}, which is no scale of figures; {hint}, or leave it empty")
     figures = parse(answer)
-    if len(figures) != 1:
-        return answer
-    (figure,) = figures
-    if (percent and figure.percent) or (not percent and figure.power == _SCALES[scale]):
-        return answer
-    if figure.power or figure.percent or (percent and figure.unit):
-        raise DataError(f"answer {answer!r} says another scale than `scale`, {scale!r}; make them agree")
-    shown = answer[figure.start : figure.end]
-    last = (
-        max(place for place, char in enumerate(shown) if char.isnumeric() or char == ")")
-        if any(map(str.isnumeric, shown))
-        else len(shown) - 1
-    )
-    place = figure.start + last + 1
-    return f"{answer[:place]}{'%' if percent else ' ' + scale}{answer[place:]}"
+    if len(figures) > 1:
+        figures = [figure for figure in figures if _takes_scale(figure, answer)]
+    for figure in reversed(figures):
+        if (percent and figure.percent) or (not percent and figure.power == _SCALES[scale]):
+            continue
+        if figure.power or figure.percent or (percent and figure.unit):
+            raise DataError(f"answer {answer!r} says another scale than `scale`, {scale!r}; make them agree")
+        shown = answer[figure.start : figure.end]
+        numeric = [place for place, char in enumerate(shown) if char.isnumeric() or char == ")"]
+        place = figure.start + (numeric[-1] if any(map(str.isnumeric, shown)) else len(shown) - 1) + 1
+        answer = f"{answer[:place]}{'%' if percent else ' ' + scale}{answer[place:]}"
+    return answer
+
+
+def _takes_scale(figure: Figure, answer: str) -> bool:
+    """Whether one of several figures of an answer may be an amount: no year, no spelled count, no duration."""
+    if _YEAR.fullmatch(answer[figure.start : figure.end]):
+        return False
+    return not figure.in_words and figure.unit in ("", "%", *CURRENCIES)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from optimsyn.data.forms.cells import written
 from optimsyn.data.forms.form import Looked, QuestionForm
+from optimsyn.data.language.grounding import Source, Unit, strange_share
+from optimsyn.data.language.segment import has_unspaced
 from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import FUNCTION_WORDS, stem, words_of
 
@@ -22,6 +24,8 @@ _DEBRIS = re.compile(r"^\W{0,3}(?:Question|Passage|Rubric|Quote)\s*:", re.MULTIL
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
 # Words of an answer that the general checks of its beginning see.
 _BEGINNING = 20
+# As much of a script without spaces.
+_LETTERS_OF_BEGINNING = 40
 
 
 def block(text: str) -> str:
@@ -57,42 +61,40 @@ def debris(text: str) -> str | None:
     return None if match is None else f"it holds {match.group().strip()!r}, a label of the prompt"
 
 
-def strange_words(text: str, context: Looked, also: str = "") -> tuple[list[str], list[str]]:
-    """The content words of a text, and those that are neither in the passage nor in another text.
-
-    Args:
-        text: With or without markup.
-        context: Holds the words of the passage.
-        also: The other text, such as the question.
-    """
-    content = [word for word in words_of(flat(text)) if word not in FUNCTION_WORDS]
-    known = context.source_words | set(map(stem, words_of(also)))
-    return content, [word for word in content if stem(word) not in known]
-
-
 def ungrounded(
     what: str, text: str, context: Looked, *, share: float, also: str = "", figures: bool = True
 ) -> str | None:
-    """Why a text does not rest on the passage, or None.
+    """Why a text does not rest on the passage, or None; words are compared as its language compares them.
 
     Args:
         what: Its name in the reason.
         text: With or without markup.
-        context: Holds the words of the passage.
+        context: Holds the passage.
         share: Of its content words that has to come from the passage or from `also`.
         also: Another text that its words may come from.
         figures: Whether each of its figures has to.
     """
-    content, strange = strange_words(text, context, also)
-    unknown = [word for word in strange if word[0].isdigit() and len(content) > 0]
+    units = _units(flat(text), context, also)
+    strange = [unit.text for unit in units if not unit.known]
     # The numbers of a numbered list are removed before; a lone digit may count steps.
-    if figures and (wrong := [word for word in unknown if len(word) > 1]):
-        return f"the passage does not give the figure {wrong[0]} of the {what}"
-    if content and len(strange) == len(content):
+    unknown = (word for word in strange if any(map(str.isdigit, word)) and len(word) > 1)
+    if figures and (wrong := next(unknown, None)) is not None:
+        return f"the passage does not give the figure {wrong} of the {what}"
+    if units and len(strange) == len(units):
         return f"the {what} shares no word with the passage"
-    if len(strange) > (1 - share) * len(content):
+    if strange_share(units) > 1 - share:
         return f"the {what}'s {', '.join(strange[:3])} does not come from the passage"
     return None
+
+
+def _units(text: str, context: Looked, also: str) -> list[Unit]:
+    """What of a text has content of its own, and whether it comes from the passage or from another text."""
+    if context.language != "en":
+        source = context.source
+        return (Source(f"{source.text}\n{also}", source.language) if also else source).content(text)
+    known = context.source_words | set(map(stem, words_of(also)))
+    content = (word for word in words_of(text) if word not in FUNCTION_WORDS)
+    return [Unit(word, stem(word) in known, 1.0, word[0].isdigit()) for word in content]
 
 
 class LinesForm(QuestionForm):
@@ -108,6 +110,7 @@ class LinesForm(QuestionForm):
         """Checks of the layout see the beginning of the answer; whether it is grounded is a check of the form."""
         whole = flat(self.spoken(pair))
         beginning = " ".join(whole.split()[:_BEGINNING])
+        beginning = beginning[:_LETTERS_OF_BEGINNING] if has_unspaced(beginning) else beginning
         seen = {"grounded": pair.quote, "format": beginning, "length": beginning, "copied_passage": beginning}
         # The whole answer stays among the texts, which are searched for control tokens and unsafe words.
         details = {**pair.details, "whole_answer": pair.answer}

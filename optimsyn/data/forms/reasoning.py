@@ -15,6 +15,7 @@ from optimsyn.data.forms.cells import accepted_answers
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
 from optimsyn.data.forms.free import FEW_WORDS
 from optimsyn.data.forms.lines import block, debris, text_of, texts_of, ungrounded
+from optimsyn.data.language.grounding import Source
 from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import stem, word_count, words_of
 
@@ -54,8 +55,12 @@ def check_reasoning_well_formed(pair: Pair, context: Looked) -> str | None:
         return label
     if normalize_answer(pair.answer) in normalize_answer(steps):
         return None
-    stems = set(map(stem, words_of(steps)))
-    if missing := [word for word in words_of(pair.answer) if stem(word) not in stems]:
+    if context.language == "en":
+        stems = set(map(stem, words_of(steps)))
+        missing = [word for word in words_of(pair.answer) if stem(word) not in stems]
+    else:
+        missing = Source(steps, context.language).strange(pair.answer)
+    if missing:
         return f"the reasoning does not come to the answer ({missing[0]} is not in it)"
     return None
 

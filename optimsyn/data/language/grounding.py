@@ -15,6 +15,9 @@ from optimsyn.data.language.known import pattern, words
 from optimsyn.data.language.segment import UNSPACED, bare, normalized, words_of
 
 _UNSPACED_RUN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*")
+NUMERAL = regex.compile(r"\d+(?:[.,٫٬'’]\d+)*")
+"""A numeral of a normalised text, with marks between thousands and before decimals."""
+_GROUPED = regex.compile(r"[.,٬'’](?=\d{3}(?!\d))")
 _HIRAGANA = regex.compile(r"\p{Hiragana}")
 _WIDE_LETTER = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー々〆〇]")
 _HANGUL = regex.compile(r"\p{Hangul}")
@@ -69,6 +72,11 @@ class Source:
         return frozenset(words_of(self.text))
 
     @cached_property
+    def _numerals(self) -> dict[str, str]:
+        """Its numerals as they are printed, by what they are without marks between thousands."""
+        return {_ungrouped(numeral): numeral for numeral in NUMERAL.findall(self.text)}
+
+    @cached_property
     def _bare(self) -> str:
         return bare(self.text)
 
@@ -97,9 +105,19 @@ class Source:
     def _beginnings(self) -> frozenset[str]:
         return frozenset(word[:length] for word in map(_unaccented, self.words) for length in range(2, len(word) + 1))
 
-    def content(self, text: str) -> list[Unit]:
-        """The units of a text that have content of their own, in order, and whether they come from this text."""
-        return list(self._units(normalized(text)))
+    def content(self, text: str, empty: Sequence[str] = ("empty",)) -> list[Unit]:
+        """The units of a text that have content of their own, in order, and whether they come from this text.
+
+        Args:
+            text: The text.
+            empty: Names of the lists of `optimsyn.data.language.known.Known` whose words are left out.
+        """
+        printed = NUMERAL.sub(lambda numeral: self._numerals.get(_ungrouped(numeral[0]), numeral[0]), normalized(text))
+        return list(self._units(printed, empty))
+
+    def prints(self, numeral: str) -> bool:
+        """Whether a numeral is here, with or without marks between thousands."""
+        return _ungrouped(numeral) in self._numerals
 
     def strange(self, text: str) -> list[str]:
         """The units with content that do not come from this text."""
@@ -113,18 +131,18 @@ class Source:
         """Whether a unit of another text is here."""
         return unit.text in self.text if _UNSPACED_WORD.match(unit.text) else self.has_word(unit.text)
 
-    def _units(self, text: str) -> Iterator[Unit]:
-        empty = words(self.language, "empty")
+    def _units(self, text: str, lists: Sequence[str]) -> Iterator[Unit]:
+        empty = frozenset[str]().union(*(words(self.language, name) for name in lists))
         for run in _runs(text):
             if _UNSPACED_WORD.match(run):
-                yield from self._unspaced(run)
+                yield from self._unspaced(run, lists)
             elif run not in empty and not (_HANGUL.match(run) and self._is_empty_korean(run, empty)):
                 yield Unit(run, self.has_word(run), 1.0, _is_strict(run, self.language))
 
     def _is_empty_korean(self, word: str, empty: frozenset[str]) -> bool:
         return any(stem in empty for stem in _korean_stems(word)) or word in _PARTICLES_OF
 
-    def _unspaced(self, run: str) -> Iterator[Unit]:
+    def _unspaced(self, run: str, lists: Sequence[str]) -> Iterator[Unit]:
         """Known and unknown stretches of a run without spaces; what is only grammar is left out."""
         wide = _WIDE_LETTER.match(run) is not None
         window = _WIDE_WINDOW if wide else _THAI_WINDOW
@@ -135,9 +153,9 @@ class Source:
             if run[start : start + window] in self._bare:
                 known[start : start + window] = [True] * window
         empty = [wide and _HIRAGANA.match(letter) is not None for letter in run]
-        listed = pattern(self.language, "empty")
-        for match in listed.finditer(run) if listed else ():
-            empty[match.start() : match.end()] = [True] * (match.end() - match.start())
+        for listed in filter(None, (pattern(self.language, name) for name in lists)):
+            for match in listed.finditer(run):
+                empty[match.start() : match.end()] = [True] * (match.end() - match.start())
         start = 0
         while start < len(run):
             end = start
@@ -248,6 +266,10 @@ class Unit:
 def source_of(title: str, text: str) -> Source:
     """The source of a passage; its language is that of its text."""
     return Source(f"{title} {text}", language_of(text))
+
+
+def _ungrouped(numeral: str) -> str:
+    return _GROUPED.sub("", numeral)
 
 
 def strange_share(units: Sequence[Unit]) -> float:

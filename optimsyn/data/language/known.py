@@ -1,7 +1,7 @@
 """The languages whose words the checks know: what asks for a person, what says that it does not know, and so on.
 
 A list holds plain words; `|` separates them. What a language does not know is left empty, and the checks that need it do
-not run there (`optimsyn.programs.languages` says so). English keeps its own, older lists in `optimsyn.programs.checks`
+not run there (`optimsyn.programs.language_checks` says so). English keeps its own, older lists in `optimsyn.programs.checks`
 and `english`; the ones here serve what is common to all languages.
 """
 
@@ -36,6 +36,7 @@ class Known:
         either: The "or" between two offered answers.
         negation: Words that turn a statement round.
         opposites: Pairs of words with opposite meanings, `up/down`.
+        larger: Words that say which of two figures is the larger one, or the smaller.
         source: Words for the text itself, as the writer of a question might call it.
         pointing: Words that stand for what was said before.
         unknown: Replies that refuse or say that the answer is not there.
@@ -56,6 +57,7 @@ class Known:
     either: str = ""
     negation: str = ""
     opposites: str = ""
+    larger: str = ""
     source: str = ""
     pointing: str = ""
     unknown: str = ""
@@ -71,6 +73,7 @@ KNOWN: dict[str, Known] = {
         negation="not|no|never|none|neither|nor|without|cannot|n't",
         opposites="increase/decrease|increased/decreased|increases/decreases|rise/fall|rose/fell|rises/falls|"
         "higher/lower|more/less|before/after|above/below|raised/lowered|raises/lowers",
+        larger="higher|lower|more|less|fewer|greater|smaller|larger|bigger|longer|shorter|earlier|later",
     ),
     "de": Known(
         empty="der|die|das|den|dem|des|ein|eine|einen|einem|einer|eines|und|oder|aber|als|wie|in|im|an|am|auf|aus|bei|"
@@ -81,7 +84,10 @@ KNOWN: dict[str, Known] = {
         "dieser|dieses|diesem|diesen|welche|welcher|welches|welchem|welchen|wer|wen|wem|wessen|was|wann|wo|woher|wohin|"
         "warum|weshalb|wieso|wie|wofür|womit|wodurch|woran|worauf|woraus|worin|wovon|wozu|wogegen|worüber|viel|viele|"
         "vielen|lange|hoch|groß|weit|oft|alt|etwa|rund|ungefähr|genau|laut|wegen|oberhalb|unterhalb|prozent|ab|jeder|jede|jedes|jedem|jahr|jahre|jahren|heißt|heißen|genannt|"
-        "nennt|art|wodurch|daran|darauf|davon|dabei|dazu|dafür|daher|deren|dessen|denen|sowie|je|pro|ihres|einander",
+        "nennt|art|wodurch|daran|darauf|davon|dabei|dazu|dafür|daher|deren|dessen|denen|sowie|je|pro|ihres|einander|"
+        "alle|allem|allen|aller|alles|also|andere|anderem|anderen|anderer|anderes|bin|dann|derer|einige|einigen|einiger|einmal|etwas|"
+        "gewesen|habe|ins|jene|jenem|jenen|jener|jenes|manche|manchen|mancher|nun|ob|selbst|ihnen|solche|solchem|solchen|solcher|"
+        "sondern|sonst|unser|werde|wieder|wir|würde|würden|jedoch|sowohl|zwar|indem|hinter|jeden|jetzt|bereits|erst",
         asks="wer|wen|wem|wessen|was|wann|wo|woher|wohin|warum|weshalb|wieso|wie|wofür|womit|wodurch|woran|worauf|woraus|"
         "worin|wovon|wozu|wogegen|worüber|welche|welcher|welches|welchem|welchen|wonach|worum|wovor|inwiefern|inwieweit",
         who="wer|wen|wem|wessen",
@@ -105,6 +111,8 @@ KNOWN: dict[str, Known] = {
         negation="nicht|kein|keine|keinen|keinem|keiner|keines|nie|niemals|ohne|weder|nichts|niemand",
         opposites="steigt/sinkt|stieg/sank|steigen/sinken|gestiegen/gesunken|erhöht/gesenkt|erhöhte/senkte|erhöhen/senken|"
         "mehr/weniger|höher/niedriger|größer/kleiner|zunahme/abnahme",
+        larger="höher|höhere|höheren|niedriger|niedrigere|niedrigeren|mehr|weniger|größer|größere|größeren|kleiner|kleinere|"
+        "kleineren|länger|längere|längeren|kürzer|früher|später|älter|jünger|stärker|schwächer|teurer|billiger",
         source="text|passage|abschnitt|artikel|dokument|auszug|absatz|textabschnitt|verfasser|autor|autorin|beitrag|"
         "textstelle|textpassage|vorlage|quelle|textauszug|schriftstück",
         pointing="er|es|sie|ihn|ihm|dies|dieser|diese|dieses|diesem|diesen|jener|jene|jenes|dort|dabei|daran|damit|danach|"
@@ -131,13 +139,14 @@ KNOWN: dict[str, Known] = {
         why="왜|어째서|까닭은|이유는|이유가",
         where="어디|어느 도시|어느 나라|어느 지역",
         time="년|월|일|시|분|주|세기|때|전|후|동안|봄|여름|가을|겨울|아침|저녁|밤|낮|오전|오후|이후|이전|직후|직전|요일|초|말|중순|경우|무렵|"
-        "시기|기간|당시|날|달|해|시대|뒤|까지|부터|면|즉시|어제|오늘|내일|작년|내년|올해|분기",
+        "시기|기간|당시|날|달|해|시대|뒤|까지|부터|면|수록|즉시|어제|오늘|내일|작년|내년|올해|분기",
         number="영|일|이|삼|사|오|육|칠|팔|구|십|백|천|만|억|조|하나|한|둘|두|셋|세|넷|네|다섯|여섯|일곱|여덟|아홉|열|스무|서른|마흔|쉰|절반|반|배|"
         "모두|전부|여러|몇|많|적|수십|수백|수천|매일|매주|매달|매년|할",
         verdict="예|네|아니요|아니오|참|거짓|그렇다|아니다|그렇습니다|아닙니다",
         either="또는|아니면|혹은|인가요|입니까",
         negation="않|못|없|아니|안",
         opposites="증가/감소|상승/하락|올랐/내렸|올라/내려|높/낮|많/적|이상/이하|초과/미만|이전/이후|늘/줄|인상/인하",
+        larger="높|낮|많|적|크|큰|큽|컸|작|길|긴|짧|빠르|빨랐|빠른|늦|이르|일렀",
         source="지문|본문|위 글|윗글|이 글|글쓴이|글에서|글에 따르면|문단|본 글|제시문|위 내용|저자|필자|앞 글|기사에|문서에|자료에|이 문서|위 문서|이 자료|위 자료|이 기사|위 기사|발췌문|주어진 글",
         pointing="그것|이것|저것|그는|그가|그를|그의|그녀|그들|이들|여기|거기|그곳|이곳|해당|이를|이는|그 |이 |앞서|위의|그때|이때|그날|그런|이런|이러한|그러한|그렇게|이렇게|이로|같은 ",
         unknown="모르|알 수 없|답할 수 없|답변할 수 없|답변드릴 수 없|대답할 수 없|나와 있지 않|나오지 않|언급되지 않|언급이 없|내용이 없|정보가 없|제시되지 않|"
@@ -164,6 +173,8 @@ KNOWN: dict[str, Known] = {
         negation="不|没|沒|无|無|非|未|勿|别",
         opposites="增加/减少|增加/減少|上升/下降|提高/降低|上涨/下跌|上漲/下跌|高于/低于|高於/低於|以上/以下|升高/降低|增长/下降|增長/下降|"
         "扩大/缩小|擴大/縮小|之前/之后|之前/之後|上调/下调|上調/下調|加强/减弱|延长/缩短|延長/縮短",
+        larger="高于|低于|高於|低於|多于|少于|多於|少於|大于|小于|大於|小於|早于|晚于|早於|晚於|长于|短于|长於|短於|超过|超過|更高|更低|更多|更少|更大|更小|更早|更晚|更长|更短|更長|"
+        "较高|较低|较多|较少|较大|较小|較高|較低|較多|較少|較大|較小|比",
         source="本文|本段|本节|本節|文中|文章|原文|上文|下文|短文|段落|这段|這段|该段|該段|上述|作者|材料|文本|这篇|這篇|该文|該文|篇章|课文|全文|资料中|資料中|这份文件|這份文件|"
         "该文件|該文件|文档|文檔|笔者|筆者|上面的|以上内容|以上內容|选文|選文|节选|節選|这份资料|這份資料|此文|依据资料|文段",
         pointing="他|她|它|他们|她们|它们|他們|她們|它們|这|這|那|其|该|該|此|同批|后来|後來|上述|前者|后者|後者|两者|兩者|当时|當時|同年|同一",
@@ -187,6 +198,7 @@ KNOWN: dict[str, Known] = {
         either="それとも|または|あるいは|ですか、",
         negation="ない|なかっ|ません|ず|無|不|非|未",
         opposites="増加/減少|上昇/下降|上昇/低下|上がっ/下がっ|上がる/下がる|高い/低い|多い/少ない|増え/減っ|増える/減る|以上/以下|以前/以後|拡大/縮小|引き上げ/引き下げ|延長/短縮|強/弱|上回/下回",
+        larger="より高い|より低い|より多い|より少ない|より大きい|より小さい|より長い|より短い|より早い|より遅い|高い|低い|多い|少ない|大きい|小さい|長い|短い|早い|遅い|高く|低く|多く|少なく|大きく|小さく|長く|短く|早く|遅く|上回|下回",
         source="本文|文章|この文|上の文|次の文|筆者|著者|段落|上記|この記事|記事|この資料|資料によ|パッセージ|文中|下の文|抜粋|この文書|文書によ|テキスト|作者は|前文|引用文|原文|課題文|先の記述|記述では|記述によ|上の記述",
         pointing="それ|これ|あれ|その|この|あの|そこ|ここ|彼|彼女|彼ら|同社|同氏|同年|当時|そのとき|両者|前者|後者|同法|同地|そう",
         unknown="わかりません|分かりません|わからない|分からない|知りません|不明|書かれていません|書かれていない|記載されていません|記載されていない|記載がありません|述べられていません|述べられていない|"
@@ -211,6 +223,7 @@ KNOWN: dict[str, Known] = {
         either="หรือ",
         negation="ไม่|มิ|ไร้|ปราศจาก",
         opposites="เพิ่มขึ้น/ลดลง|สูงกว่า/ต่ำกว่า|มากกว่า/น้อยกว่า|เพิ่ม/ลด|สูงขึ้น/ต่ำลง|ยาวขึ้น/สั้นลง|ขยาย/หด",
+        larger="สูงกว่า|ต่ำกว่า|มากกว่า|น้อยกว่า|ใหญ่กว่า|เล็กกว่า|ยาวกว่า|สั้นกว่า|เร็วกว่า|ช้ากว่า|ก่อนกว่า|หลังกว่า|นานกว่า|กว่า",
         source="ข้อความ|บทความ|เนื้อเรื่อง|เนื้อหาข้างต้น|ย่อหน้า|ผู้เขียน|ผู้แต่ง|ตามที่กล่าวข้างต้น|ข้างต้น|ข้างบน|ยกมา|ตามเอกสาร|จากเอกสาร|เนื้อความ|เอกสารนี้|บทอ่าน|เรื่องที่อ่าน|ในเนื้อหา|ข้อเขียน|ตอนที่อ่าน|เอกสารฉบับนี้|ดังกล่าวข้างต้น",
         pointing="มัน|เขา|เธอ|นี้|นั้น|ดังกล่าว|พวกเขา|สิ่งนี้|สิ่งนั้น|ที่นั่น|ที่นี่|เหล่านี้|เหล่านั้น|ท่านผู้นั้น|ท่าน|แห่งนี้|ทั้งสอง",
         unknown="ไม่ทราบ|ไม่รู้|ไม่แน่ใจ|ไม่ได้ระบุ|ไม่ระบุ|ไม่มีข้อมูล|ไม่ได้กล่าว|ไม่สามารถตอบ|ตอบไม่ได้|ขออภัย|ขอโทษ|ไม่ปรากฏ|ไม่พบข้อมูล|ไม่มีคำตอบ|ไม่ได้บอก|ไม่ได้พูดถึง|ไม่มีระบุ|ไม่ได้ให้ข้อมูล|เสียใจ|ไม่มีกล่าว|ไม่กล่าวถึง|ไม่อาจ",
@@ -239,6 +252,7 @@ KNOWN: dict[str, Known] = {
         either="أم|أو",
         negation="لا|لم|لن|ليس|ليست|غير|دون|بدون|ما لم",
         opposites="ارتفع/انخفض|ارتفعت/انخفضت|ارتفاع/انخفاض|زيادة/نقص|زاد/نقص|أكثر/أقل|أعلى/أدنى|رفع/خفض|فوق/تحت|يزيد/يقل|تزيد/تقل",
+        larger="أعلى|أدنى|أكثر|أقل|أكبر|أصغر|أطول|أقصر|أسبق|أبكر|أحدث|أقدم|أبعد|أقرب",
         source="النص|الفقرة|المقال|المقالة|الكاتب|المؤلف|القطعة|الوثيقة|المقطع|المستند|النصوص|المقتطف|النص أعلاه|كاتب النص|المذكور أعلاه|أعلاه|كاتب المقال|المادة المقروءة",
         pointing="هذا|هذه|ذلك|تلك|هناك|هنا|هؤلاء|أولئك|ذاك|به|بها|له|لها|لهم|فيه|فيها|عليه|عليها|منه|منها|منهم|إليه|إليها|عنه|عنها|بعدها|بعده|قبلها|قبله|"
         "حينئذ|حينها|إذن|عندئذ|أيضا|المذكور|المذكورة",

@@ -6,6 +6,7 @@ from collections import Counter
 
 import regex
 
+from optimsyn.data.language.dictionary import cut_word
 from optimsyn.data.language.grounding import is_korean_ending
 from optimsyn.data.language.known import pattern
 from optimsyn.data.language.segment import UNSPACED, bare, has_unspaced, normalized, words_of
@@ -26,6 +27,7 @@ _SEGMENTS = regex.compile(r"[.,;!?。、，；！？،؛\n]+\s*")
 _REPEATED_WORDS = 3
 # "No" stands in "notice" and is no piece of it.
 _SHORTEST_CUT = 4
+_SHORTEST_CUT_UNSPACED = 2
 _LETTERS_A_WORD = 2
 # A stretch of some letters or a sign, three times running.
 _LOOP = regex.compile(r"(\d+[\p{L}%％].{0,40}?|[\p{L}%％].{1,40}?)\1\1")
@@ -33,7 +35,6 @@ _GAPS = regex.compile(r"[\s.,;!?。、，；！？،؛]+|(?<=[\d%％])(?:と|and
 _LONGEST_LOOP = 300
 _LETTERS_SAID_AGAIN = 6
 _SHARE_SAID_AGAIN = 0.45
-_ALL_THAI = regex.compile(r"\p{Thai}{4}")
 _HANGUL = regex.compile(r"\p{Hangul}")
 _THAI = regex.compile(r"\p{Thai}")
 _LONGEST_LOOK = 1200
@@ -58,11 +59,6 @@ _JAPANESE_STARTS_BUT = regex.compile(
 )
 _CUT_THAI = regex.compile(r"^[\u0E30-\u0E3A\u0E45-\u0E4E]|[\u0E40-\u0E44]$")
 _CUT_NUMBER = regex.compile(r"\d,$")
-_KATAKANA = regex.compile(r"[\p{Katakana}ー]")
-_KANJI = regex.compile(r"\p{Han}")
-# What begins a word of its own behind a noun, and what a count ends with.
-_KANJI_SUFFIXES = frozenset("以前後上下中内外間等氏者側用的型式第約同各全当毎計未最同本性化法")
-_KANJI_UNITS = frozenset("年月日時分秒円人割倍個件回歳国社県市町村区億万千百")
 _FOLLOWING_THAI = regex.compile(r"[\p{M}ะาำๅๆ]")
 _CONNECTING_START = regex.compile(r"^(?:and|or|but|which|because of which|of which|whose)\s")
 
@@ -197,15 +193,11 @@ def fragment(answer: str, source: str, language: str) -> str | None:
         return "it is cut off in a number"
     if text.endswith(".") and following.isdigit() and source.count(text) == 1:
         return "it is cut off in a number"
-    if language == "th" and following and _parts_thai(text, source, place + len(text)):
-        return "it is cut off in a word"
     if language == "th" and following and _FOLLOWING_THAI.match(following) and following != "ๆ":
         return "it is cut off in a word"
     if _CUT_THAI.search(answer.strip()) or _CUT_NUMBER.search(text):
         return "it is cut off"
-    if language == "ja" and _cut_in_japanese(text.strip(" 。、"), source):
-        return "it is cut off in a word"
-    return _cut_in_a_word(text.strip(" .。!?\"'“”„«»()"), source, language)
+    return _cut_in_a_word(text.strip(" .。、,!?\"'“”„«»()"), source, language)
 
 
 def _is_at_start(text: str, source: str) -> bool:
@@ -213,27 +205,9 @@ def _is_at_start(text: str, source: str) -> bool:
     return place >= 0 and (place == 0 or not source[place - 1].isalnum())
 
 
-def _parts_thai(text: str, source: str, end: int) -> bool:
-    """Whether an answer that stands in the passage once ends between letters that stand together elsewhere."""
-    across = source[end - 2 : end + 2]
-    return _ALL_THAI.fullmatch(across) is not None and source.count(text) == 1 and source.count(across) > 1
-
-
-def _cut_in_japanese(text: str, source: str) -> bool:
-    """An answer of the passage that ends between two letters of katakana, or two kanji that no suffix parts."""
-    place = source.find(text) if text else -1
-    if place < 0 or source.find(text, place + 1) >= 0 or place + len(text) >= len(source):
-        return False
-    last, following = text[-1], source[place + len(text)]
-    if _KATAKANA.match(last) and _KATAKANA.match(following):
-        return True
-    kanji = _KANJI.match(last) is not None and _KANJI.match(following) is not None
-    return kanji and len(text) > 1 and following not in _KANJI_SUFFIXES and last not in _KANJI_UNITS
-
-
 def _cut_in_a_word(text: str, source: str, language: str) -> str | None:
     """An answer in the words of the passage that begins or ends inside one of them everywhere."""
-    if len(text) < _SHORTEST_CUT:
+    if len(text) < (_SHORTEST_CUT_UNSPACED if has_unspaced(text) else _SHORTEST_CUT):
         return None
     place = source.find(text)
     cut = None
@@ -250,6 +224,9 @@ def _cut_in_a_word(text: str, source: str, language: str) -> str | None:
 
 def _cut_at(start: int, end: int, source: str, language: str) -> str | None:
     unspaced = rf"[{UNSPACED}]"
+    word = cut_word(start, end, source, language)
+    if word is not None:
+        return f"it is cut off in {word!r}"
     if end < len(source) and _joined(source, end, unspaced):
         rest = _letters(source, end, 1)
         if not _may_follow(rest, source[start:end], source, language):
