@@ -27,6 +27,8 @@ FORMS = {
     "finance": ("free", True),
     "humanities": ("free", True),
     "social_sciences": ("multiple_choice", False),
+    "korean": ("free", True),
+    "german": ("free", True),
 }
 
 
