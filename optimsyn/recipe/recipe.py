@@ -410,8 +410,8 @@ class Recipe(Shown, Whole):
             )
         if self.trained_target.api_base is not None and self.fine_tune.target is not None:
             wrong.append(
-                "fine_tune.target: it is fine-tuned here, so it must be `embedded`, a hub id or a local folder; remove its "
-                "api_base"
+                "fine_tune.target: it is fine-tuned on this machine, so it must be `embedded`, a hub id or a local "
+                "folder; remove its api_base"
             )
         if self.influence.method == "twin" and self.models.target.dtype in ("bfloat16", "float16"):
             wrong.append(twin_problem(self.models.target.dtype))
