@@ -208,7 +208,7 @@ def test_the_interval_over_seeds_is_that_of_a_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"transfer": {"targets": {"a": None, "b": "embedded"}, "generators": {"c": None}}}, None),
+        ({"transfer": {"targets": {"a": None, "b": {"max_length": 300}}, "generators": {"c": None}}}, None),
         (
             {"transfer": {"targets": {"a": None, "b": {}}, "generators": {"c": None}}},
             "transfer.targets: a and b are the same model",

@@ -87,7 +87,7 @@ class Transfer:
             DataError: Runs that are compared answered different questions.
         """
         states = self.states()
-        targets, generators = labels_of(self.cells)
+        targets, generators = labels_of(self.file, self.cells)
         return TransferResult(
             name=self.file.name,
             question=self.file.question,

@@ -220,11 +220,20 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
     return cells
 
 
-def labels_of(cells: Sequence[TransferCell]) -> tuple[dict[str, str], dict[str, str]]:
-    """The models behind the names of targets and of generators."""
+def labels_of(file: TransferFile, cells: Sequence[TransferCell]) -> tuple[dict[str, str], dict[str, str]]:
+    """The models behind the names of targets and of generators, with the fields that the file gives them."""
     targets = {each.target: each.recipe.trained_target.name for each in cells}
     generators = {each.generator: each.recipe.models.generator.name for each in cells}
-    return targets, generators
+    models = file.transfer
+    return (
+        {name: _with_fields(targets[name], models.targets[name]) for name in models.targets},
+        {name: _with_fields(generators[name], models.generators[name]) for name in models.generators},
+    )
+
+
+def _with_fields(label: str, model: str | dict[str, Any] | None) -> str:
+    fields = {} if not isinstance(model, dict) else {name: value for name, value in model.items() if name != "name"}
+    return ", ".join([label, *(f"{name} {value}" for name, value in fields.items())])
 
 
 def _same(field: str, specs: dict[str, dict[str, Any]]) -> list[str]:
