@@ -65,11 +65,11 @@ def _sold(folder: Path) -> list[str]:
 
 
 def test_one_command_makes_a_table_of_two_targets_and_two_generators(tmp_path: Path, study: Any) -> None:
-    path, root = write_transfer(tmp_path), tmp_path / "runs"
+    path, root = write_transfer(tmp_path, seeds=[1]), tmp_path / "runs"
     code, status = study(path, root, "--status")
     assert code == 0
     forecast = status["result"]["forecast"]
-    assert (forecast["runs"], forecast["finished"]) == (8, 0)
+    assert (forecast["runs"], forecast["finished"]) == (4, 0)
     assert forecast["requests"]["low"] > 0
     assert not root.exists()
 
@@ -90,39 +90,33 @@ def test_one_command_makes_a_table_of_two_targets_and_two_generators(tmp_path: P
     assert found == json.loads((root / "toy" / "transfer.json").read_text())
     sold = _sold(root / "toy")
     # A run that takes pairs over buys only its own fine-tuning and evaluation, and no run anything twice.
-    assert len(sold) == len(set(sold)) == 4 * 7 + 4 * 2
+    assert len(sold) == len(set(sold)) == 2 * 7 + 2 * 2
     assert {each.rpartition("/")[2] for each in sold if "-to-" in each} == {"fine_tune", "evaluate"}
-    (taken,) = (root / "toy" / "transferred").glob("plain-for-small-s0-to-wide-*")
+    (taken,) = (root / "toy" / "transferred").glob("plain-for-small-s1-to-wide-*")
     assert not (taken / "warm_up" / "checkpoints").exists()
 
     page = (root / "toy" / "transfer.html").read_text()
     table = {(each["generator"], each["target"]): each for each in found["table"]}
     assert [each["own"] for each in found["table"]] == [True, True, False, False]
     for (generator, target), cell in table.items():
-        means = []
-        for seed in (0, 1):
-            way = f"{generator}-for-small-s{seed}" + ("" if target == "small" else "-to-wide")
-            (run,) = (root / "toy" / ("" if target == "small" else "transferred")).glob(f"{way}-??????????")
-            rows = [
-                [json.loads(line)["loss"] for line in (run / "evaluate" / f"{name}.jsonl").read_text().splitlines()]
-                for name in ("static", "target")
-            ]
-            means.append(np.subtract(rows[0], rows[1]))
-        value = found_value = cell["gains"]["answer_loss"]["value"]
-        assert found_value == pytest.approx(np.mean(means))
+        way = f"{generator}-for-small-s1" + ("" if target == "small" else "-to-wide")
+        (run,) = (root / "toy" / ("" if target == "small" else "transferred")).glob(f"{way}-??????????")
+        rows = [
+            [json.loads(line)["loss"] for line in (run / "evaluate" / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("static", "target")
+        ]
+        value = cell["gains"]["answer_loss"]["value"]
+        assert value == pytest.approx(np.subtract(rows[0], rows[1]).mean())
         assert cell["gains"]["answer_loss"]["low"] < value < cell["gains"]["answer_loss"]["high"]
         assert {"answer_loss", "accuracy", "token_f1"} == set(cell["gains"])
-        assert (cell["seeds"], cell["pairs"], cell["gains"]["accuracy"]["questions"]) == ([0, 1], [5, 6], 24)
+        assert (cell["seeds"], cell["pairs"], cell["gains"]["accuracy"]["questions"]) == ([1], [6], 24)
         assert f"{value:+.3f}".replace("-", "−") in page
     assert "scored the pairs" in page
 
-    code, again = study(path, root, "--page-only")
-    assert code == 0
-    assert again["result"]["transfer"]["table"] == found["table"]
-    assert study(path, root)[0] == 0
-    assert _sold(root / "toy") == sold
+    assert "embedded, temperature 0.9" in page
 
 
+@pytest.mark.slow
 def test_a_killed_transfer_does_no_finished_cell_again(tmp_path: Path) -> None:
     path, root = write_transfer(tmp_path, seeds=[0]), tmp_path / "runs"
     (root / "toy" / "transferred").mkdir(parents=True)

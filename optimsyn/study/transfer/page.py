@@ -25,7 +25,13 @@ def page_of(result: TransferResult) -> str:
     states = Counter(each.state for each in result.runs)
     several = len(result.scorers) > 1
     by_place = {(each.generator, each.scored_by, each.target): each for each in result.table}
-    done = [each for each in result.table if MAIN in each.gains]
+    order = [
+        (generator, scorer, target)
+        for generator in result.generators
+        for scorer in result.scorers
+        for target in result.targets
+    ]
+    done = [by_place[place] for place in order if MAIN in by_place[place].gains]
     return render(
         "transfer.html.j2",
         result=result,
