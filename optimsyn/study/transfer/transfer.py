@@ -171,8 +171,10 @@ class Transfer:
             if not (folder / "manifest.json").is_file() or not has_pairs(source := Run.load(folder)):
                 continue
             run = Run.open(cell.recipe, self.folder / TRANSFERRED)
-            with run.lock():
-                take_over(run, source)
+            # A run of a killed batch may hold the folder a moment longer, and has its pairs then.
+            if not has_pairs(run):
+                with run.lock():
+                    take_over(run, source)
             ready.append(cell)
         return ready
 
