@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from scipy import stats
-from transfer_helpers import FAKE_CELL, fake_command, write_transfer
+from transfer_helpers import FAKE_CELL, fake_command, run_here, write_transfer
 
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.batch import engines as batch_engines
 from optimsyn.cli import main
 from optimsyn.machine import preflight
-from optimsyn.study.transfer.outcomes import CellState, Outcome, gain
+from optimsyn.runs.folder import Run
+from optimsyn.runs.taking_over import taken_from
+from optimsyn.study.transfer.outcomes import CellState, Outcome, folder_of, gain
+from optimsyn.study.transfer.result import TransferResult
 from optimsyn.study.transfer.table import table_of
 from optimsyn.study.transfer.transfer import Transfer
 from optimsyn.study.transfer.transfer_file import TransferCell, TransferFile, cells_of
@@ -64,6 +67,7 @@ def _sold(folder: Path) -> list[str]:
     return [line for place in (folder, folder / "transferred") for line in (place / "sold.txt").read_text().split()]
 
 
+@pytest.mark.slow
 def test_one_command_makes_a_table_of_two_targets_and_two_generators(tmp_path: Path, study: Any) -> None:
     path, root = write_transfer(tmp_path, seeds=[1]), tmp_path / "runs"
     code, status = study(path, root, "--status")
@@ -86,33 +90,55 @@ def test_one_command_makes_a_table_of_two_targets_and_two_generators(tmp_path: P
     (root / "toy" / "fail-warm").unlink()
     code, told = study(path, root)
     assert code == 0
-    found = told["result"]["transfer"]
-    assert found == json.loads((root / "toy" / "transfer.json").read_text())
+    assert told["result"]["transfer"] == json.loads((root / "toy" / "transfer.json").read_text())
     sold = _sold(root / "toy")
-    # A run that takes pairs over buys only its own fine-tuning and evaluation, and no run anything twice.
     assert len(sold) == len(set(sold)) == 2 * 7 + 2 * 2
+
+
+def test_a_table_of_two_targets_and_two_generators(tmp_path: Path) -> None:
+    transfer = Transfer.open(write_transfer(tmp_path), tmp_path / "runs")
+    folder = transfer.folder
+    assert transfer.take_over() == []
+    for cell in [cell for cell in transfer.cells if cell.own]:
+        run_here(Run.open(cell.recipe, folder).folder)
+    moved = transfer.take_over()
+    assert [cell.own for cell in moved] == [False] * 4
+    for cell in moved:
+        run_here(folder_of(cell, folder))
+    # Nothing is left to take over, and nothing of what was done is lost.
+    assert transfer.take_over() == moved
+    found = transfer.write()
+    assert found == TransferResult.model_validate_json((folder / "transfer.json").read_text())
+    assert [each.state for each in found.runs] == ["finished"] * 8
+
+    sold = _sold(folder)
+    # A run that takes pairs over buys only its own fine-tuning and evaluation.
+    assert len(sold) == len(set(sold)) == 4 * 7 + 4 * 2
     assert {each.rpartition("/")[2] for each in sold if "-to-" in each} == {"fine_tune", "evaluate"}
-    (taken,) = (root / "toy" / "transferred").glob("plain-for-small-s1-to-wide-*")
+    (taken,) = (folder / "transferred").glob("plain-for-small-s0-to-wide-*")
     assert not (taken / "warm_up" / "checkpoints").exists()
+    assert taken_from(Run.load(taken)) == Run.open(transfer.cells[0].recipe, folder).name
 
-    page = (root / "toy" / "transfer.html").read_text()
-    table = {(each["generator"], each["target"]): each for each in found["table"]}
-    assert [each["own"] for each in found["table"]] == [True, True, False, False]
-    for (generator, target), cell in table.items():
-        way = f"{generator}-for-small-s1" + ("" if target == "small" else "-to-wide")
-        (run,) = (root / "toy" / ("" if target == "small" else "transferred")).glob(f"{way}-??????????")
-        rows = [
-            [json.loads(line)["loss"] for line in (run / "evaluate" / f"{name}.jsonl").read_text().splitlines()]
-            for name in ("static", "target")
-        ]
-        value = cell["gains"]["answer_loss"]["value"]
-        assert value == pytest.approx(np.subtract(rows[0], rows[1]).mean())
-        assert cell["gains"]["answer_loss"]["low"] < value < cell["gains"]["answer_loss"]["high"]
-        assert {"answer_loss", "accuracy", "token_f1"} == set(cell["gains"])
-        assert (cell["seeds"], cell["pairs"], cell["gains"]["accuracy"]["questions"]) == ([1], [6], 24)
-        assert f"{value:+.3f}".replace("-", "−") in page
+    page = (folder / "transfer.html").read_text()
+    assert [each.own for each in found.table] == [True, True, False, False]
+    for cell in found.table:
+        differences = []
+        for seed in (0, 1):
+            way = f"{cell.generator}-for-small-s{seed}" + ("" if cell.own else "-to-wide")
+            (run,) = (folder if cell.own else folder / "transferred").glob(f"{way}-??????????")
+            rows = [
+                [json.loads(line)["loss"] for line in (run / "evaluate" / f"{name}.jsonl").read_text().splitlines()]
+                for name in ("static", "target")
+            ]
+            differences.append(np.subtract(rows[0], rows[1]))
+        change = cell.gains["answer_loss"]
+        assert change.value == pytest.approx(np.mean(differences))
+        assert change.low is not None and change.high is not None
+        assert change.low < change.value < change.high
+        assert {"answer_loss", "accuracy", "token_f1"} == set(cell.gains)
+        assert (cell.seeds, cell.pairs, change.questions) == ([0, 1], [5, 6], 24)
+        assert f"{change.value:+.3f}".replace("-", "−") in page
     assert "scored the pairs" in page
-
     assert "embedded, temperature 0.9" in page
 
 
