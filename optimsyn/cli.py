@@ -235,30 +235,30 @@ def study(  # noqa: PLR0913 - options of a command
     engine: EngineOption = "processes",
     ray_address: RayOption = None,
 ) -> None:
-    """Compare arms over domains, sources of the reward and seeds, on one page.
+    """Compare arms over domains, sources of the reward and seeds, on one page; or generators and targets (`transfer`).
 
-    Forecasts, then runs; the same command continues. The last line of the output is study.html. Exit codes are those
-    of a batch.
+    Forecasts, then runs; the same command continues. The last line of the output is study.html (transfer.html). Exit
+    codes are those of a batch.
     """
     from optimsyn.batch.batch import make_engine
     from optimsyn.batch.plan import BatchLimits
     from optimsyn.llm.shared_budget import Caps
-    from optimsyn.study.arms.study import Study, conduct, show_page, show_status
+    from optimsyn.study.opening import open_study
 
     if status and page_only:
         raise typer.BadParameter("--status and --page-only exclude each other")
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
-    opened, code = Study.open(study_file, root), 0
+    opened, code = open_study(study_file, root), 0
     console = make_console()
     if status:
-        shown = show_status(opened, jobs, console)
+        shown = opened.status(jobs, console)
         JSON_OUTPUT.deliver(lambda: shown)
         return
     if not page_only:
         limits = BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb)
-        code = conduct(opened, limits, engine=make_engine(engine, jobs, ray_address), console=console)
-    page = show_page(opened)
+        code = opened.conduct(limits, make_engine(engine, jobs, ray_address), console)
+    page = opened.page()
     JSON_OUTPUT.deliver(lambda: page)
     raise typer.Exit(code)
 

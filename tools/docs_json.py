@@ -14,6 +14,7 @@ from optimsyn.base.terminal.json_document import Document, Result
 from optimsyn.batch.state import BatchResult
 from optimsyn.execution import json_results
 from optimsyn.study.arms.study import StudyPage, StudyStatus
+from optimsyn.study.transfer.transfer import TransferPage, TransferStatus
 
 RESULTS: dict[str, type[Result]] = {
     "doctor": json_results.DoctorResult,
@@ -26,6 +27,8 @@ RESULTS: dict[str, type[Result]] = {
     "batch": BatchResult,
     "study": StudyPage,
     "study --status": StudyStatus,
+    "study of a transfer": TransferPage,
+    "study --status of a transfer": TransferStatus,
     "execute": json_results.ExecuteResult,
     "open": json_results.OpenResult,
 }

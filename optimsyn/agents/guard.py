@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from optimsyn.base.errors import RecipeError
 from optimsyn.recipe.bundled import EMBEDDED_PREFIX, recipes_folder
 from optimsyn.recipe.own_parts import own_parts
-from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.recipe import ModelSpec, Recipe
 
 if TYPE_CHECKING:
     from optimsyn.recipe.sections.data import Source
@@ -165,20 +165,23 @@ class Guard:
         )
 
     def _model_problems(self, recipe: Recipe) -> Iterator[str]:
-        models = {"target": recipe.models.target, **recipe.models.writers}
-        for role, spec in models.items():
+        models: dict[str, ModelSpec] = {f"models.{role}": spec for role, spec in recipe.models.writers.items()}
+        models |= {"models.target": recipe.models.target}
+        if recipe.fine_tune.target is not None:
+            models |= {"fine_tune.target": recipe.fine_tune.target}
+        for field, spec in models.items():
             if spec.provider == "litellm" and not self.allow_hosted:
-                yield f"models.{role}: {spec.name} is a service, and this server was started without --allow-hosted"
+                yield f"{field}: {spec.name} is a service, and this server was started without --allow-hosted"
             if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
                 yield (
-                    f"models.{role}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
+                    f"{field}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
                     "person who started it for --allow-address HOST"
                 )
             if spec.provider == "local" and (not _HUB_ID.fullmatch(spec.name) or Path(spec.name).exists()):
                 try:
                     self.path(spec.name)
                 except RecipeError as error:
-                    yield f"models.{role}: {error}"
+                    yield f"{field}: {error}"
 
 
 def recipe_files(root: Path) -> list[Path]:

@@ -168,7 +168,7 @@ def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bo
     preflight.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection, models.judge) if spec is not None]
-    roles = [*writers, models.target]
+    roles = [*writers, models.target, recipe.trained_target]
     pinned = any(spec.device.startswith("cuda:") for spec in roles)
     return replace(
         job,

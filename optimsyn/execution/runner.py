@@ -22,6 +22,7 @@ from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import Failure, process_lives
 from optimsyn.runs.outcomes import run_notes
 from optimsyn.runs.stage_functions import own_stage, refuse_edited, refuse_unreachable
+from optimsyn.runs.taking_over import take_over_beside
 
 # The lock that a kernel holds, and what that means if nobody has started it just now.
 KERNEL_LOCK = (".kernel.lock", "a kernel of an earlier start still works on it")
@@ -77,6 +78,8 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
         from optimsyn.runs.reader_changes import reopen_if_readers_changed
 
         reopen_if_readers_changed(run)
+    if (source := take_over_beside(run)) is not None:
+        screen.say(f"[dim]The pairs are those of {source.name}; its stages before fine_tune are taken over.[/]")
     open_stages = [stage for stage in selected if not run.done(stage)]
     for stage in open_stages:
         if (own := own_stage(run.recipe, stage)) is not None:

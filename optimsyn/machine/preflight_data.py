@@ -11,6 +11,7 @@ from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.passages import split_passages
 from optimsyn.data.splits import passage_notes, passage_parts
 from optimsyn.data.text import word_count
+from optimsyn.machine.shapes import is_here
 from optimsyn.programs.language_checks import language_notes
 
 if TYPE_CHECKING:
@@ -112,6 +113,16 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
             f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
             f"context that is cut to fit {longest} tokens"
         )
+
+
+def check_trained(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
+    """Finds test questions that another model to fine-tune (`fine_tune.target`) cannot read, by its own tokenizer."""
+    spec = recipe.fine_tune.target
+    if spec is None or not is_here(spec):
+        return
+    from optimsyn.stages.fine_tune import unfit
+
+    preflight.problems += shortened(unfit(spec, sets.test), "questions.test")
 
 
 def _token_bounds(question: Question) -> tuple[int, int, int]:

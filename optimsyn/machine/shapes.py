@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError
+from optimsyn.machine.availability import field_of
 from optimsyn.recipe.recipe import Lora, ModelSpec, Recipe, TargetSpec
 
 if TYPE_CHECKING:
@@ -25,17 +26,25 @@ _TOKENS = 8
 
 def is_looked_at(recipe: Recipe, role: str, spec: ModelSpec, *, network: bool) -> bool:
     """Whether the configuration of a role's model is worth a look, and within reach."""
-    from optimsyn.machine.hub_lookup import cached_folder
-    from optimsyn.recipe.model_names import hub_id
-
     if spec.provider == "embedded":
         # The usual adapter fits it, and so does the policy's, which has its own.
         return isinstance(spec, TargetSpec) and (spec.lora != Lora() or bool(spec.full_weights))
     if spec.provider != "local":
         return False
+    return is_here(spec) or network
+
+
+def is_here(spec: ModelSpec) -> bool:
+    """Whether the files of a local model are on this machine."""
+    from optimsyn.machine.hub_lookup import cached_folder
+    from optimsyn.recipe.model_names import hub_id
+
     name = hub_id(spec.name)
-    here = Path(name).expanduser().is_dir() or cached_folder("model", name, spec.revision) is not None
-    return here or network
+    return (
+        spec.provider == "embedded"
+        or Path(name).expanduser().is_dir()
+        or cached_folder("model", name, spec.revision) is not None
+    )
 
 
 def shape_problems(recipe: Recipe, role: str, spec: ModelSpec) -> list[str]:
@@ -43,7 +52,7 @@ def shape_problems(recipe: Recipe, role: str, spec: ModelSpec) -> list[str]:
 
     Its configuration must be on this machine or the hub reachable.
     """
-    where = f"models.{role}"
+    where = field_of(role)
     problems = _not_installed(where, spec)
     policy = recipe.optimizers.policy if role == "rubric" and recipe.optimizers.policy.enabled else None
     trained = isinstance(spec, TargetSpec) or policy is not None

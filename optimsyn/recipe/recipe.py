@@ -192,7 +192,7 @@ class Recipe(Shown, Whole):
         for source in sources:
             if source and source["path"] and not source["path"].startswith("embedded:"):
                 source["path"] = str((folder / Path(source["path"]).expanduser()).resolve())
-        for spec in raw["models"].values():
+        for spec in (*raw["models"].values(), raw["fine_tune"].get("target")):
             # A model folder beside the recipe; a hub id that only looks like a path stays as it is.
             if spec and spec["name"].startswith((".", "~")):
                 spec["name"] = str((folder / Path(spec["name"]).expanduser()).resolve())
@@ -223,6 +223,7 @@ class Recipe(Shown, Whole):
         if models.judge is not None:
             rows.append(("judge", f"{_model(models.judge)}, as a {self.checks.judge.mode}"))
         rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
+        trained = "" if self.fine_tune.target is None else f", of {_model(self.fine_tune.target)}"
         learned = [
             f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
             if prompt.enabled
@@ -243,7 +244,7 @@ class Recipe(Shown, Whole):
                 f"{self.synthesis.pairs:,} a variant, selected by {self.selection_label}; "
                 f"the dataset is that of the {variant_label(self.dataset_variant)}",
             ),
-            ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}"),
+            ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}{trained}"),
             *([("stages", " → ".join(self.stage_names))] if self.stages else []),
             ("limits", _limits(self)),
             ("seed", self.seed_label),
@@ -274,7 +275,7 @@ class Recipe(Shown, Whole):
         ):
             if source is not None:
                 _without_what_says_nothing(source, place, ("encoding", "file_mb", "follow_links", "text_suffixes"))
-        for spec in raw["models"].values():
+        for spec in (*raw["models"].values(), raw["fine_tune"].get("target")):
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):
                     spec.pop(field)
@@ -332,6 +333,11 @@ class Recipe(Shown, Whole):
         """The seed of a part of the run; `seed` where the recipe sets none."""
         own: int | None = getattr(self.seeds, purpose)
         return self.seed if own is None else own
+
+    @property
+    def trained_target(self) -> TargetSpec:
+        """The model that is fine-tuned and evaluated: `fine_tune.target`, or the target that scores the pairs."""
+        return self.models.target if self.fine_tune.target is None else self.fine_tune.target
 
     @property
     def seed_label(self) -> str:
@@ -400,6 +406,11 @@ class Recipe(Shown, Whole):
         if self.models.target.api_base is not None:
             wrong.append(
                 "models.target: influence needs gradients, so the target must be `embedded`, a hub id or a local "
+                "folder; remove its api_base"
+            )
+        if self.trained_target.api_base is not None and self.fine_tune.target is not None:
+            wrong.append(
+                "fine_tune.target: it is fine-tuned on this machine, so it must be `embedded`, a hub id or a local "
                 "folder; remove its api_base"
             )
         if self.influence.method == "twin" and self.models.target.dtype in ("bfloat16", "float16"):

@@ -103,6 +103,8 @@ def resized(recipe: WholeT, size: str) -> WholeT:
     if raw["influence"]["method"] == "auto":
         # Finding the step of twins takes longer than the backward passes of so few pairs.
         raw["influence"]["method"] = "exact"
+    if raw["fine_tune"].get("target"):
+        raw["fine_tune"]["target"] = _MODELS["target"]
     # Layers of another model's adapter are not those of the embedded one.
     del raw["optimizers"]["policy"]["lora"]
     _shrink_data(name, raw)

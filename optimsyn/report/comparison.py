@@ -153,7 +153,7 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
             f"{', '.join(tests)}. Values are comparable only under the same letter; between letters compare only the "
             "change against the target as it came, each on its own questions."
         )
-    targets = {run.facts.recipe.models.target.name for run in runs}
+    targets = {run.facts.recipe.trained_target.name for run in runs}
     if len(targets) > 1:
         warnings.append(
             f"They have different targets ({', '.join(sorted(targets))}): neither losses nor influence compare."

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,10 @@ class Run(Shown):
             StageError: There is no stage of this name.
         """
         return self.manifest.stage(stage).status == "finished"
+
+    def changed_manifest(self) -> AbstractContextManager[Manifest]:
+        """Yields the manifest to change, and writes it at the end of the block, unless that raises."""
+        return self._manifest.change()
 
     def reopen(self, name: str) -> None:
         """Marks a finished stage as pending, so that it runs again with changed inputs."""

@@ -63,7 +63,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             if target is None:
                 from optimsyn.target.target import Target
 
-                target = Target.load(run.recipe.models.target, seed=run.recipe.seed)
+                target = Target.load(run.recipe.trained_target, seed=run.recipe.seed)
 
             def report(done: int, _: int, before: int = answered, total: int = total) -> None:
                 stage.progress(before + done, total, "answers")

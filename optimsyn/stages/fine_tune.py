@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.errors import ModelError
 from optimsyn.base.terminal.labels import variant_label
 from optimsyn.runs.results.built_in import FineTuned, FineTuneResult
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Question
+    from optimsyn.recipe.recipe import TargetSpec
     from optimsyn.runs.folder import Run
 
 
@@ -23,6 +25,7 @@ def run(run: Run) -> FineTuneResult:
 
     Raises:
         StageError: `synthesize` has not finished.
+        ModelError: `fine_tune.target` cannot be asked a test question.
     """
     from optimsyn.training.fine_tuning import adopt, fine_tune, training_set
 
@@ -30,6 +33,7 @@ def run(run: Run) -> FineTuneResult:
     with run.stage("fine_tune") as stage:
         if stage.finished:
             return FineTuneResult.load(run)
+        _refuse_unfit(run)
         tuned: dict[str, FineTuned] = {}
         trained: dict[str, list[dict[str, Any]]] = {}
         for position, variant in enumerate(recipe.fine_tuned):
@@ -47,17 +51,61 @@ def run(run: Run) -> FineTuneResult:
             if twin is None:
                 trained[variant] = learned
                 fine_tune(
-                    recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed_of("fine_tune"), report=report
+                    recipe.trained_target, pairs, recipe.fine_tune, folder, recipe.seed_of("fine_tune"), report=report
                 )
             else:
                 trained_at = run.path("fine_tune", twin)
-                adopt(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed_of("fine_tune"), trained_at)
+                adopt(recipe.trained_target, pairs, recipe.fine_tune, folder, recipe.seed_of("fine_tune"), trained_at)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
             losses = [row["loss"] for row in history if row.get("loss") is not None]
             tuned[variant] = FineTuned(
                 pairs=len(pairs), steps=steps, loss_first=losses[0], loss_last=losses[-1], same_as=twin
             )
         return FineTuneResult(variants=tuned, notes=_twin_notes(tuned)).save(run)
+
+
+def unfit(spec: TargetSpec, items: Sequence[Pair | Question], what: str = "test question") -> list[str]:
+    """What another model to fine-tune (`fine_tune.target`) cannot be asked or taught, a sentence each.
+
+    All targets answer the same questions and learn the same pairs, so nothing is left out for one of them.
+    """
+    from jinja2 import TemplateError
+
+    from optimsyn.llm.local.loading import load_tokenizer
+    from optimsyn.target.encoding import as_sample, encode
+
+    problems = []
+    try:
+        tokenizer = load_tokenizer(spec)
+    except ModelError as error:
+        return [f"fine_tune.target: {error}"]
+    for item in items:
+        try:
+            encode(tokenizer, as_sample(item), spec.max_length)
+        except (ModelError, TemplateError) as error:
+            why = str(error).partition(";")[0]
+            problems.append(
+                f"fine_tune.target: {spec.name} cannot read the {what} {item.id!r}, which all targets get ({why}); "
+                "raise fine_tune.target.max_length, or name another model"
+            )
+    return problems
+
+
+def _refuse_unfit(run: Run) -> None:
+    """Refuses another target that cannot read a test question or a pair, before it is trained.
+
+    Raises:
+        ModelError: Names the first.
+    """
+    spec = run.recipe.fine_tune.target
+    if spec is None:
+        return
+    problems = unfit(spec, Tools(run).test)
+    for variant in run.recipe.fine_tuned:
+        problems += unfit(spec, items_of(run, variant), f"pair of {variant_label(variant)}")
+    if problems:
+        more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
+        raise ModelError(f"{problems[0]}.{more}")
 
 
 def items_of(run: Run, variant: str) -> Sequence[Pair | Question]:

@@ -143,7 +143,7 @@ def _inputs(spec: TargetSpec, pairs: Sequence[Pair | Question], config: FineTune
                 mode="json", include={"name", "revision", "dtype", "quantization", "lora", "max_length"}
             ),
             "the pairs": [sample_of(pair).model_dump(mode="json") for pair in pairs],
-            "fine_tune": config.model_dump(mode="json"),
+            "fine_tune": config.model_dump(mode="json", exclude={"target"}),
             "the seed": seed,
         }
     )

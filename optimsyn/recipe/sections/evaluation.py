@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, ClassVar
 
-from optimsyn.recipe.sections.models import Section
+from pydantic import BeforeValidator, Field
+
+from optimsyn.recipe.sections.models import Extended, Section, TargetSpec, as_name
 
 
-class FineTune(Section):
+class FineTune(Extended):
     """Supervised fine-tuning of the target on each variant's pairs."""
+
+    later: ClassVar[tuple[str, ...]] = ("target",)
 
     steps: int = Field(12, ge=1, description="AdamW steps, the same for each variant.")
     batch_size: int = Field(4, ge=1, description="Pairs a step.")
     lr: float = Field(2e-4, gt=0, description="Highest learning rate.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    target: Annotated[TargetSpec | None, BeforeValidator(as_name)] = Field(
+        None,
+        description="Another model to fine-tune and evaluate on the pairs that `models.target` has scored, with the "
+        "fields of `models.target`; null: `models.target` itself.",
+    )
 
 
 class Evaluation(Section):

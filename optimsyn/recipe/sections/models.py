@@ -38,7 +38,7 @@ class Section(Checked):
     )
 
 
-class _Extended(Section):
+class Extended(Section):
     """A section with fields of a later version, which are written only where they are set.
 
     So recipes and runs from before keep their fingerprint and everything that is kept under it.
@@ -55,14 +55,15 @@ class _Extended(Section):
         return written
 
 
-def _as_name(value: Any) -> Any:
+def as_name(value: Any) -> Any:
+    """A model from its bare name or object."""
     if isinstance(value, str):
         return {"name": value}
     return {"plugin": value} if callable(value) or hasattr(value, "complete") else value
 
 
 def _as_judge(value: Any) -> Any:
-    value = _as_name(value)
+    value = as_name(value)
     return {"temperature": 0.0, **value} if isinstance(value, dict) else value
 
 
@@ -125,7 +126,7 @@ _NOT_OWN: dict[str, Any] = {
 }
 
 
-class ModelSpec(_Extended):
+class ModelSpec(Extended):
     """A language model: `embedded`, any LiteLLM name (`openai/gpt-6-luna`), a hub id or a local folder."""
 
     later: ClassVar[tuple[str, ...]] = LATER_MODEL_FIELDS
@@ -316,7 +317,7 @@ class ModelSpec(_Extended):
         return provider_of(self.name, has_api_base=self.api_base is not None)
 
 
-class Lora(_Extended):
+class Lora(Extended):
     """The low-rank adapter (peft) of the target or the policy."""
 
     later: ClassVar[tuple[str, ...]] = ("exclude_modules", "rslora", "dora")
@@ -417,7 +418,7 @@ class TargetSpec(ModelSpec):
     max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
 
 
-ModelField = Annotated[ModelSpec, BeforeValidator(_as_name)]
+ModelField = Annotated[ModelSpec, BeforeValidator(as_name)]
 
 
 class Models(Section):
@@ -425,8 +426,8 @@ class Models(Section):
 
     generator: ModelField = ModelSpec(name="embedded")
     rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
-    target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
-    reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+    target: Annotated[TargetSpec, BeforeValidator(as_name)] = TargetSpec(name="embedded")
+    reflection: Annotated[ModelSpec | None, BeforeValidator(as_name)] = Field(
         None,
         description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )

@@ -12,17 +12,17 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from optimsyn.base.errors import DataError, OptimsynError, RecipeError
+from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.identity import digest_of
 from optimsyn.base.secrets.redaction import find_secret
-from optimsyn.base.suggestions import did_you_mean, file_beside
-from optimsyn.base.text_files import decode
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.synthesis import Synthesis, Variant
+from optimsyn.study.study_yaml import in_folder, read_study
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -99,23 +99,8 @@ class StudyFile(Section):
         Raises:
             RecipeError: The file is missing, is not YAML, or fields are wrong; a line each.
         """
-        import yaml
-
-        from optimsyn.recipe.yaml_text import no_mapping, parse_yaml, said_of_yaml
-
         file = Path(path)
-        if not file.is_file():
-            raise RecipeError(f"{file}: there is no such study file.{file_beside(file, '*.y*ml')}")
-        try:
-            text = decode(file.read_bytes(), str(file))
-            raw = parse_yaml(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{file}: not valid YAML: {said_of_yaml(error, text)}") from None
-        except DataError as error:
-            raise RecipeError(str(error)) from None
-        if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: a study is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
-        return cls.parse(raw, str(file)).with_paths_from(file.resolve().parent)
+        return cls.parse(read_study(file), str(file)).with_paths_from(file.resolve().parent)
 
     @classmethod
     def parse(cls, raw: dict[str, Any], name: str = "study") -> StudyFile:
@@ -136,7 +121,7 @@ class StudyFile(Section):
     def with_paths_from(self, folder: Path) -> StudyFile:
         """The study with relative paths of recipes and pilot resolved against a folder."""
         recipes = {
-            domain: each.model_copy(update={"recipe": _in_folder(each.recipe, folder)})
+            domain: each.model_copy(update={"recipe": in_folder(each.recipe, folder)})
             for domain, each in self.recipes.items()
         }
         pilot = None if self.pilot is None else str((folder / Path(self.pilot).expanduser()).resolve())
@@ -306,14 +291,6 @@ def _of_cell(recipe: Recipe, domain: str, control: str, seed: int) -> Recipe:
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and re.match(_NAME, name) is not None
-
-
-def _in_folder(recipe: str, folder: Path) -> str:
-    """The file beside the study file if there is one, else the name as it stands."""
-    path = Path(recipe).expanduser()
-    if path.suffix in (".yaml", ".yml") or (folder / path).is_file():
-        return str((folder / path).resolve())
-    return recipe
 
 
 def _explained(item: Any) -> str:
