@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimsyn.agents import results
-from optimsyn.agents.guard import Guard, recipe_files
+from optimsyn.agents.guard import Guard
+from optimsyn.agents.held_back import recipe_files
 from optimsyn.agents.jobs import LOG, Jobs, bought
 from optimsyn.base.errors import DataError, RecipeError, StageError
 from optimsyn.batch.child_process import run_command
