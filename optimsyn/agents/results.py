@@ -1,4 +1,4 @@
-"""What the tools return: plain models, so that a client gets typed JSON with a schema; they show themselves as tables."""
+"""What the tools return: plain models, so that a client gets typed JSON with a schema, which show themselves."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class Workbench(Toolbox, Shown):
         allow_hosted: Recipes may name services.
         allow_plugins: Recipes may name code, which then runs with your rights.
         addresses: Hosts that `api_base` may name beside this machine.
-        kept: A folder that keeps what was spent, so that a fresh kernel goes on with what is left of the budget; without
-            one it begins anew.
+        kept: A folder that keeps what was spent, so that a fresh kernel goes on with what is left of the budget;
+            without one it begins anew.
 
     Raises:
         ParameterError: There is no such folder, or the budget is below 0.
@@ -123,9 +123,7 @@ class Workbench(Toolbox, Shown):
                 continue
             read = RunFigures.read(Run.load(folder))
             runs[read.name] = read.headline
-            rows += [
-                results.Figure(run=read.name, state=read.state, **row.model_dump()) for row in read.evaluation
-            ]
+            rows += [results.Figure(run=read.name, state=read.state, **row.model_dump()) for row in read.evaluation]
         return results.Figures(runs=runs, figures=rows, money=self._money())
 
     def facts(self) -> str:
