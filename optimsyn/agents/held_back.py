@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class HeldBack:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: list[_Known] = []
+        self._known: list[_Known] = list(_bundled())
         # When the recipes that were looked at were last changed.
         self._looked_at: dict[Path, int] = {}
 
@@ -84,7 +85,7 @@ class HeldBack:
     def look(self) -> None:
         """Notes every recipe that is new or changed."""
         runs = self._root.glob("runs/*/recipe.yaml")
-        for file in (*recipes_folder().glob("*.yaml"), *_yaml_files(self._root), *runs):
+        for file in (*_yaml_files(self._root), *runs):
             changed = file.stat().st_mtime_ns
             if self._looked_at.get(file) != changed:
                 self._looked_at[file] = changed
@@ -137,6 +138,11 @@ class HeldBack:
         runs = self._root / "runs"
         inside = [*runs.glob("*/manifest.json"), *path.glob("*/manifest.json"), *path.glob("*/prepare/test.jsonl")]
         return any(file.is_relative_to(path) for file in inside)
+
+
+@cache
+def _bundled() -> tuple[_Known, ...]:
+    return tuple(_Known.of(Recipe.load(file)) for file in sorted(recipes_folder().glob("*.yaml")))
 
 
 def recipe_files(root: Path) -> list[Path]:

@@ -182,39 +182,41 @@ def read_action(why: str, tool: str, arguments: str) -> Action:
     if name != FINISH and name not in TOOLS:
         hint = did_you_mean(name[:60], (*TOOLS, FINISH), f"the tools are {', '.join((*TOOLS, FINISH))}")
         return Action(why=why, problem=f"there is no tool {name[:60]!r}; {hint}", asked=asked)
-    given = _arguments(arguments)
-    if given is None and name == FINISH and arguments.strip():
+    found = _objects(arguments)
+    if not found and name == FINISH and arguments.strip():
         # A recommendation in plain words is one.
-        given = {"recommendation": arguments.strip()}
-    if given is None:
-        return Action(why=why, tool=name, problem="its arguments are no JSON object", asked=asked)
-    try:
-        parsed = _model_of(name).model_validate(given)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return Action(why=why, tool=name, problem=f"its arguments do not fit: {wrong[:600]}", asked=asked)
-    return Action(why=why, tool=name, arguments=parsed.model_dump(exclude_unset=True), asked=asked)
+        found = [{"recommendation": arguments.strip()}]
+    wrong = ""
+    for given in found:
+        try:
+            parsed = _model_of(name).model_validate(given)
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            wrong = wrong or f"its arguments do not fit: {said[:600]}"
+        else:
+            return Action(why=why, tool=name, arguments=parsed.model_dump(exclude_unset=True), asked=asked)
+    return Action(why=why, tool=name, problem=wrong or "its arguments are no JSON object", asked=asked)
 
 
-def _arguments(text: str) -> dict[str, Any] | None:
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects that a text may hold, the likeliest first."""
     text = text.strip()[:_LONGEST_ARGUMENTS]
     if not text:
-        return {}
+        return [{}]
     try:
         whole = json.loads(text)
     except ValueError:
         whole = None
-    if isinstance(whole, dict):
-        return whole
+    found = [whole] if isinstance(whole, dict) else []
     for repair in (False, True):
         try:
-            found = list(objects_in(text, repair)) if "{" in text else []
+            read = list(objects_in(text, repair)) if "{" in text else []
         except OptimsynError:
-            found = []
-        if found:
-            # Numbers as they are written become numbers again.
-            return {str(key): _plain(value) for key, value in found[-1].items()}
-    return None
+            continue
+        # Numbers as they are written become numbers again; the whole object has the most text.
+        made = [{str(key): _plain(value) for key, value in each.items()} for each in read]
+        found += sorted(made, key=lambda each: -len(json.dumps(each, default=str)))
+    return found
 
 
 def _plain(value: Any) -> Any:

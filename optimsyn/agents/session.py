@@ -119,6 +119,7 @@ def opened(notebook: AnalystNotebook) -> Iterator[Session]:
         startup_timeout=START_SECONDS,
         timeout=None,
         coalesce_streams=True,
+        record_timing=False,
         log=_QUIET,
     )
     log = KernelLog(notebook.path.with_suffix(".log"), ())

@@ -17,9 +17,12 @@ from optimsyn.agents.guard import Guard
 from optimsyn.agents.jobs import Jobs
 from optimsyn.agents.ledger import Ledger
 from optimsyn.agents.tools import READING, WRITING, Changes, RecipeName, Size, Toolbox
+from optimsyn.base.environment import QUIET, set_variables
 from optimsyn.base.errors import OptimsynError, ParameterError
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.terminal.live_line import in_notebook
 from optimsyn.base.terminal.table import Shown, Table
+from optimsyn.execution.notebook import show_messages
 from optimsyn.runs.folder import Run
 
 T = TypeVar("T", bound=BaseModel)
@@ -87,6 +90,9 @@ class Workbench(Toolbox, Shown):
             *(["code of recipes"] if allow_plugins else []),
             *addresses,
         ]
+        if in_notebook():
+            set_variables(QUIET)
+            show_messages()
         # Runs end with the kernel, in order.
         atexit.register(self._jobs.end)
 
