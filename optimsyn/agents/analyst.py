@@ -318,7 +318,7 @@ class _Work:
         if action.tool in ("finish", "status"):
             return ""
         source = call_source(action.tool, action.arguments)
-        times = sum(1 for done, _, note in self._notebook.steps() if done == source and not note)
+        times = sum(1 for done, _, note, _ in self._notebook.steps() if done == source and not note)
         return f"it was done {times} times, with the result above; choose another step" if times >= _SAME else ""
 
     def _do(self, session: Session, action: Action, number: int) -> str:
@@ -357,7 +357,7 @@ class _Work:
         from optimsyn.agents.ending import last_words
 
         notebook = self._notebook
-        outputs = [said for _, said, _ in notebook.steps()]
+        outputs = [said for _, said, _, _ in notebook.steps()]
         index = notebook.end_call("bench.figures()")
         session.run(index)
         figures = session.ask("bench.figures().model_dump_json()") if notebook.error(index) is None else None

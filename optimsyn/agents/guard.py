@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from optimsyn.agents.held_back import HeldBack
+from optimsyn.agents.known_recipes import KnownRecipes
 from optimsyn.base.errors import RecipeError
 from optimsyn.recipe.bundled import EMBEDDED_PREFIX, recipes_folder
 from optimsyn.recipe.own_parts import own_parts
@@ -40,7 +40,7 @@ class Guard:
         self.allow_hosted = allow_hosted
         self.allow_plugins = allow_plugins
         self._addresses = _HERE.union(address.casefold() for address in addresses)
-        self._held_back = HeldBack(self.root)
+        self._known = KnownRecipes(self.root)
 
     def path(self, name: str | Path) -> Path:
         """A path inside the root, relative ones from there; links are resolved.
@@ -78,7 +78,7 @@ class Guard:
         """
         base = Recipe.load(self.file_of(name))
         # Before it is changed, since a change may hide what it holds back.
-        self._held_back.note(base)
+        self._known.note(base)
         sized = base.resized(size)
         return self.checked(sized.changed(changes or {}), sized)
 
@@ -101,11 +101,11 @@ class Guard:
             ]
         if problems:
             raise RecipeError("\n".join(problems))
-        self._held_back.note(recipe)
+        self._known.note(recipe)
         return recipe
 
     def _source_problems(self, recipe: Recipe, base: Recipe | None) -> Iterator[str]:
-        self._held_back.look()
+        self._known.look()
         questions = recipe.questions
         used: list[tuple[str, Source | None]] = [
             ("documents.source", recipe.documents.source),
@@ -117,10 +117,10 @@ class Guard:
                 continue
             problem = self._reach_problem(source)
             if problem is None and field != "questions.test":
-                problem = self._held_back.shown_by(recipe, field, source)
+                problem = self._known.shown_by(recipe, field, source)
             if problem is not None:
                 yield f"{field}: {problem}"
-        if (problem := self._held_back.redrawn(recipe, base)) is not None:
+        if (problem := self._known.redrawn(recipe, base)) is not None:
             yield f"questions: {problem}"
 
     def _reach_problem(self, source: Source) -> str | None:
@@ -143,6 +143,7 @@ class Guard:
         models = {"target": recipe.models.target, **recipe.models.writers}
         for role, spec in models.items():
             yield from self.model_problems(f"models.{role}", spec)
+        yield from self._known.repriced(recipe)
 
     def model_problems(self, field: str, spec: ModelSpec) -> Iterator[str]:
         """Why a model may not be used, each in a sentence.

@@ -132,9 +132,9 @@ class AnalystNotebook:
                 self.nb.cells[later].metadata[_MARK] = {**self._mark(later), "stale": True}
         return True
 
-    def steps(self) -> list[tuple[str, str, str]]:
-        """All steps in order, each as what was done, what it returned, and a note."""
-        found: list[tuple[str, str, str]] = []
+    def steps(self) -> list[tuple[str, str, str, bool]]:
+        """All steps in order, each as what was done, what it returned, a note, and whether a person did it."""
+        found: list[tuple[str, str, str, bool]] = []
         for index, cell in enumerate(self.nb.cells):
             mark = self._mark(index)
             if mark.get("kind") in (_SETUP, _END) or index == self.setup:
@@ -144,11 +144,11 @@ class AnalystNotebook:
                 note = "a person has written or changed this cell" if hand else ""
                 if mark.get("stale") and not hand:
                     note = "ran before a person changed a cell above; do it again if it depends on that"
-                found.append((str(cell.source), self.output(index) or "nothing", note))
+                found.append((str(cell.source), self.output(index) or "nothing", note, hand))
             elif mark.get("kind") == _REFUSED:
-                found.append((str(mark.get("asked", "")), f"not done: {mark.get('problem', '')}", ""))
+                found.append((str(mark.get("asked", "")), f"not done: {mark.get('problem', '')}", "", False))
             elif not mark and cell.cell_type == "markdown" and cell.source.strip():
-                found.append(("the person writes", str(self._clean(cell.source)), ""))
+                found.append(("the person writes", str(self._clean(cell.source)), "", True))
         return found
 
     def by_hand(self, index: int) -> bool:

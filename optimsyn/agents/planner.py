@@ -77,12 +77,14 @@ class Step:
     Attributes:
         action: The call as it is in the notebook, or what was asked for.
         said: What it returned.
-        note: What else is to be known of it, such as that a person changed it.
+        note: What else is to be known of it.
+        by_person: Whether a person wrote or changed it.
     """
 
     action: str
     said: str
     note: str = ""
+    by_person: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,9 @@ def steps_text(steps: Sequence[Step]) -> str:
     room = _ALL
     for number in range(len(steps), 0, -1):
         step = steps[number - 1]
-        longest = min(room, _LATEST if number > len(steps) - _FULL_STEPS else _EARLIER)
+        # What a person has changed counts as much as what was done last.
+        whole = number > len(steps) - _FULL_STEPS or step.by_person
+        longest = min(room, _LATEST if whole else _EARLIER)
         said = step.said if len(step.said) <= longest else f"{step.said[:longest]} … ({len(step.said)} characters)"
         # Marks of the prompt's own fields in it are text.
         said = said.replace("[[ ##", "[ [ ##").replace("\n", "\n    ")

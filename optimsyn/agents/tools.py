@@ -11,8 +11,8 @@ from pydantic import Field
 from optimsyn.agents import results
 from optimsyn.agents.caps import capped
 from optimsyn.agents.guard import Guard
-from optimsyn.agents.held_back import recipe_files
 from optimsyn.agents.jobs import LOG, Jobs
+from optimsyn.agents.known_recipes import recipe_files
 from optimsyn.agents.ledger import bought_in
 from optimsyn.base.errors import DataError, RecipeError, StageError
 from optimsyn.base.files import write_text

@@ -1,4 +1,4 @@
-"""Which data recipes hold back as test questions, and what would show them or draw other ones."""
+"""What the recipes of a person say: which test questions they hold back, and what their services cost."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from optimsyn.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from optimsyn.recipe.sections.data import Source
+    from optimsyn.recipe.sections.models import ModelSpec
 
 # A folder of a person may hold very many YAML files that are no recipes.
 _MOST_FILES = 2000
@@ -36,6 +37,7 @@ class _Known:
     fraction: float
     seed: int
     limit: int | None
+    prices: frozenset[tuple[str, ...]]
 
     @classmethod
     def of(cls, recipe: Recipe) -> _Known:
@@ -48,6 +50,7 @@ class _Known:
             questions.test_fraction,
             recipe.seed_of("data"),
             questions.test_limit,
+            frozenset(_price(spec) for spec in recipe.models.writers.values()),
         )
 
     @property
@@ -63,8 +66,8 @@ class _Known:
         return (*self.held_back, self.limit, self.seed if self.limit is not None else None)
 
 
-class HeldBack:
-    """What the recipes in a folder, those of its runs and the bundled ones hold back.
+class KnownRecipes:
+    """The recipes in a folder, those of its runs and the bundled ones.
 
     Args:
         root: The folder.
@@ -77,7 +80,7 @@ class HeldBack:
         self._looked_at: dict[Path, int] = {}
 
     def note(self, recipe: Recipe) -> None:
-        """Remembers what a recipe holds back."""
+        """Remembers what a recipe says."""
         known = _Known.of(recipe)
         if known not in self._known:
             self._known.append(known)
@@ -131,6 +134,16 @@ class HeldBack:
             return None
         return _refusal(now, same[0])
 
+    def repriced(self, recipe: Recipe) -> list[str]:
+        """The models whose price a recipe states by itself: with a lower one, the budget would hold nothing."""
+        stated = {price for known in self._known for price in known.prices}
+        return [
+            f"models.{role}.{'prices' if spec.prices is not None else 'base_model'}: what {spec.name} costs is for a "
+            "person to say, and no recipe of theirs says this; leave the field as it is"
+            for role, spec in recipe.models.writers.items()
+            if (spec.prices is not None or spec.base_model is not None) and _price(spec) not in stated
+        ]
+
     def _is_of_run(self, path: Path) -> bool:
         """Whether a path is a run's folder, is in one, or holds one."""
         if any((folder / "manifest.json").exists() for folder in (path, *path.parents)) or "prepare" in path.parts[-2:]:
@@ -182,6 +195,12 @@ def _refusal(now: _Known, before: _Known) -> str:
         f"other test questions than those of the recipe {before.name}, which an agent may not choose: {keep}, and the "
         "rows and columns of their data as they are"
     )
+
+
+def _price(spec: ModelSpec) -> tuple[str, ...]:
+    """A model, where it is served and what it costs."""
+    prices = "" if spec.prices is None else spec.prices.model_dump_json()
+    return (spec.name, spec.api_base or "", prices, spec.base_model or "")
 
 
 def _is_bundled(source: Source) -> bool:
