@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from optimsyn.agents.analyst import Analysis
 from optimsyn.base.terminal.json_document import Document, Result
 from optimsyn.batch.state import BatchResult
 from optimsyn.execution import json_results
@@ -28,6 +29,7 @@ RESULTS: dict[str, type[Result]] = {
     "study --status": StudyStatus,
     "execute": json_results.ExecuteResult,
     "open": json_results.OpenResult,
+    "agent": Analysis,
 }
 
 

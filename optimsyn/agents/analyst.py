@@ -204,7 +204,11 @@ class _Work:
         self._spec = spec
         self._most = steps
         self._ask = ask
-        self._say = say or (lambda _: None)
+        self._shown = say
+
+    def _say(self, text: str) -> None:
+        if self._shown is not None:
+            self._shown(redact(text))
 
     def to_its_end(self) -> Analysis:
         from optimsyn.agents.ledger import REPLIES

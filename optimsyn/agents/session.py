@@ -86,7 +86,8 @@ class Session:
 
     def _interrupt(self) -> None:
         """Interrupts the running cell and gives its run time to end in order."""
-        km, reply = self._client.km, self._client.task_poll_for_reply
+        km: Any = self._client.km
+        reply = self._client.task_poll_for_reply
         if km is None or reply is None or reply.done():
             return
 
