@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from optimsyn.agents import analyse
 from optimsyn.agents.analyst import go_on
 from optimsyn.agents.ending import last_words, unknown_figures
 from optimsyn.agents.ledger import Ledger
-from optimsyn.agents.notebook import literal, plain
+from optimsyn.agents.notebook import AnalystNotebook, literal, plain
 from optimsyn.agents.planner import read_action, steps_text, tools_text
 from optimsyn.base.errors import DataError, ModelError, ParameterError
 from optimsyn.cli import main
@@ -145,7 +146,7 @@ def test_money_is_asked_for_before_it_is_spent(
         questions.append(question)
         return "the analyst's next step may cost" in question
 
-    monkeypatch.setattr("optimsyn.agents.command._asks", lambda: answer)
+    monkeypatch.setattr("optimsyn.agents.command.asks_on_terminal", lambda: answer)
     follows(served, step("run", recipe="mine.yaml", size="full"), step("finish", recommendation="It is too dear."))
     monkeypatch.setattr(sys, "argv", ["optimsyn", "agent", "--continue", str(path), "--budget", "0.25"])
     with pytest.raises(SystemExit) as ended:
@@ -173,13 +174,18 @@ def test_it_stops_and_says_why(root: Path, served: Service) -> None:
     done = go_on(done.notebook)
     assert done.ended == "failed" and "the key was refused" in done.reason
     assert KEY not in Path(done.notebook).read_text(encoding="utf-8") + done.model_dump_json()
-    # In a notebook cell, where a loop is running, all of it works too.
+    # Killed while a cell was running: that one runs again. And it works where a loop is running, as in a notebook cell.
+    killed = AnalystNotebook.load(Path(done.notebook))
+    killed.drop_end()
+    killed.call("bench.read_recipe(recipe='quickstart')", "A step that was killed\\.")
+    killed.save()
     follows(served, step("finish", recommendation="Enough."))
 
     async def in_a_cell() -> str:
         return go_on(done.notebook).ended
 
     assert asyncio.run(in_a_cell()) == "recommendation"
+    assert "guiding_text" in asked(served)[-1] and "fingerprint" in json.dumps(cells(done.notebook)[-2].outputs)
 
 
 def test_what_cannot_plan_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def work(asked: Asked, console: Console, *, may_ask: bool) -> Analysis:
     def say(text: str) -> None:
         console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
 
-    ask = _asks() if may_ask else None
+    ask = asks_on_terminal() if may_ask else None
     model = _model(asked.model, asked.model_options)
     if asked.resumed is not None:
         elsewhere = {"--recipe": asked.recipe, "--notebook": asked.notebook, "--root": asked.root != Path()}
@@ -81,7 +81,7 @@ def work(asked: Asked, console: Console, *, may_ask: bool) -> Analysis:
     )
 
 
-def _asks() -> Ask | None:
+def asks_on_terminal() -> Ask | None:
     """Asks on the terminal; None without one."""
     if not sys.stdin.isatty():
         return None
