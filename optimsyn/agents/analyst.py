@@ -225,6 +225,9 @@ class _Work:
             planner = Planner(self._spec, cache)
             try:
                 return self._steps(session, planner)
+            except KeyboardInterrupt:
+                self._say(f"Interrupted: `optimsyn agent --continue {self._notebook.path}` goes on.")
+                raise
             finally:
                 planner.close()
                 cache.release()
