@@ -35,9 +35,10 @@ def rows(path: Path, name: str, count: int = 8) -> str:
     return str(path)
 
 
-@pytest.fixture
-def guard(tmp_path: Path) -> Guard:
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
     """A root with a recipe that draws its test questions from a file, and one that names theirs."""
+    tmp_path = tmp_path_factory.mktemp("guarded")
     mine = {"questions.validation": rows(tmp_path / "drawn.jsonl", "drawn"), "questions.test": None}
     quickstart = Recipe.load("quickstart")
     (tmp_path / "drawn.yaml").write_text(quickstart.changed({**mine, "seed": 5}).to_yaml(), encoding="utf-8")
