@@ -411,8 +411,8 @@ def agent(  # noqa: PLR0913 - options of a command
     It has the tools of `optimsyn mcp`, asks before it spends more than the budget, and stops with a recommendation. The
     last line of the output is the notebook. Exit code 1: it stopped without a recommendation.
     """
-    from optimsyn.agents.analyst import Allowed
-    from optimsyn.agents.command import Asked, work
+    from optimsyn.agents.analyst.analyse import Allowed
+    from optimsyn.agents.analyst.command import Asked, work
 
     allowed = Allowed(budget or 0.0, allow_hosted, allow_plugins, allow_address or ())
     asked = Asked(goal, recipe, root, notebook, resumed, budget, model, model_options or (), steps, allowed)

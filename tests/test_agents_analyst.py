@@ -14,11 +14,11 @@ from nbclient import NotebookClient
 from report_helpers import make_recipe, write_run
 
 from optimsyn.agents import analyse
-from optimsyn.agents.analyst import go_on
-from optimsyn.agents.ending import last_words, unknown_figures
+from optimsyn.agents.analyst.analyse import go_on
+from optimsyn.agents.analyst.ending import last_words, unknown_figures
+from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
+from optimsyn.agents.analyst.planner import read_action, steps_text, tools_text
 from optimsyn.agents.ledger import Ledger
-from optimsyn.agents.notebook import AnalystNotebook, literal, plain
-from optimsyn.agents.planner import read_action, steps_text, tools_text
 from optimsyn.base.errors import DataError, ModelError, ParameterError
 from optimsyn.cli import main
 from optimsyn.execution.client import KernelManager
@@ -146,7 +146,7 @@ def test_money_is_asked_for_before_it_is_spent(
         questions.append(question)
         return "the analyst's next step may cost" in question
 
-    monkeypatch.setattr("optimsyn.agents.command.asks_on_terminal", lambda: answer)
+    monkeypatch.setattr("optimsyn.agents.analyst.command.asks_on_terminal", lambda: answer)
     follows(served, step("run", recipe="mine.yaml", size="full"), step("finish", recommendation="It is too dear."))
     monkeypatch.setattr(sys, "argv", ["optimsyn", "agent", "--continue", str(path), "--budget", "0.25"])
     with pytest.raises(SystemExit) as ended:
@@ -243,7 +243,7 @@ def test_words_of_a_model_are_literals_and_text() -> None:
 
 
 def _step(said: str) -> Any:
-    from optimsyn.agents.planner import Step
+    from optimsyn.agents.analyst.planner import Step
 
     return Step("bench.x()", said)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from report_helpers import make_recipe, write_run
 
-from optimsyn.agents.notebook import call_source, plain
-from optimsyn.agents.planner import Step, read_action, steps_text
+from optimsyn.agents.analyst.notebook import call_source, plain
+from optimsyn.agents.analyst.planner import Step, read_action, steps_text
 from optimsyn.agents.workbench import Workbench
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from optimsyn.agents.analyst import Analysis
+from optimsyn.agents.analyst.work import Analysis
 from optimsyn.base.terminal.json_document import Document, Result
 from optimsyn.batch.state import BatchResult
 from optimsyn.execution import json_results

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimsyn.agents.analyst import analyse
+    from optimsyn.agents.analyst.analyse import analyse
     from optimsyn.agents.workbench import Workbench
 
 __all__ = ["Workbench", "analyse"]
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{'workbench' if name == 'Workbench' else 'analyst'}")
+    module = importlib.import_module(f"{__name__}.{'workbench' if name == 'Workbench' else 'analyst.analyse'}")
     value = getattr(module, name)
     globals()[name] = value
     return value

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optimsyn.agents.notebook import plain
+from optimsyn.agents.analyst.notebook import plain
 from optimsyn.base.terminal.table import number
 
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?![\w.]*\w)")

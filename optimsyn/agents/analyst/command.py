@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from optimsyn.agents.analyst import Allowed, Analysis, Ask, analyse, go_on
+from optimsyn.agents.analyst.analyse import Allowed, analyse, go_on
+from optimsyn.agents.analyst.work import Analysis, Ask
 from optimsyn.base.errors import ParameterError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.recipe.changes import parse_change

@@ -16,7 +16,7 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from optimsyn.agents.notebook import AnalystNotebook
+from optimsyn.agents.analyst.notebook import AnalystNotebook
 from optimsyn.base.environment import NO_PROGRESS_BARS
 from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import StageError
@@ -27,7 +27,7 @@ from optimsyn.runs.folder import INTERRUPTED
 _OUTPUT_SECONDS = 120
 # Time for an interrupted run to end in order.
 _INTERRUPT_SECONDS = 30
-_QUIET = logging.getLogger("optimsyn.agents.session.nbclient")
+_QUIET = logging.getLogger("optimsyn.agents.analyst.session.nbclient")
 _QUIET.setLevel(logging.CRITICAL)
 
 
