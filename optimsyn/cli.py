@@ -1,4 +1,4 @@
-"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new, mcp.
+"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new, mcp, agent.
 
 With `--json`, a command prints one JSON document, whose result it hands to `JSON_OUTPUT`.
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
@@ -380,6 +380,49 @@ def mcp(
     from optimsyn.agents.server import Permissions, serve
 
     serve(root, Permissions(budget, allow_hosted, allow_plugins, allow_address or ()))
+
+
+@app.command(cls=JsonCommand)
+def agent(  # noqa: PLR0913 - options of a command
+    goal: Annotated[str, typer.Argument(metavar="GOAL", help="What you want to know or have, in words.")] = "",
+    recipe: Annotated[str, typer.Option(help="Recipe to begin with: a file in the root, or a bundled name.")] = "",
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="US dollars that all it does may cost, its own replies too.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model that chooses the steps; else the generator.")] = None,
+    model_options: Annotated[
+        list[str] | None,
+        typer.Option("--model-option", metavar="FIELD=VALUE", help="A field of that model; can be repeated."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="The most steps.")] = 25,
+    root: Annotated[Path, typer.Option("--root", help="The only folder that it may read and write.")] = Path(),
+    notebook: Annotated[Path | None, typer.Option(help="The notebook to write; else named after the goal.")] = None,
+    resumed: Annotated[
+        Path | None, typer.Option("--continue", metavar="NOTEBOOK", help="Go on from this notebook.")
+    ] = None,
+    allow_hosted: Annotated[bool, typer.Option(help="It and its recipes may use services.")] = False,
+    allow_plugins: Annotated[bool, typer.Option(help="Recipes may name code, which then runs.")] = False,
+    allow_address: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A host that `api_base` may name; can be repeated.")
+    ] = None,
+) -> None:
+    """Let an agent work towards a goal, in a notebook of cells that you can change and run again.
+
+    It has the tools of `optimsyn mcp`, asks before it spends more than the budget, and stops with a recommendation. The
+    last line of the output is the notebook. Exit code 1: it stopped without a recommendation.
+    """
+    from optimsyn.agents.analyst.analyse import Allowed
+    from optimsyn.agents.analyst.command import Asked, work
+
+    allowed = Allowed(budget or 0.0, allow_hosted, allow_plugins, allow_address or ())
+    asked = Asked(goal, recipe, root, notebook, resumed, budget, model, model_options or (), steps, allowed)
+    console = make_console()
+    done = work(asked, console, may_ask=not JSON_OUTPUT.asked)
+    JSON_OUTPUT.deliver(lambda: done)
+    console.print(done.table())
+    typer.echo(done.notebook)
+    if done.ended != "recommendation":
+        raise typer.Exit(FAILED)
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ async def called(client: Any, tool: str, **arguments: Any) -> dict[str, Any]:
     return found
 
 
-async def until(client: Any, run: str, wanted: Any, seconds: float = 300) -> dict[str, Any]:
+async def until(client: Any, run: str, wanted: Any, seconds: float = 1200) -> dict[str, Any]:
     end = time.monotonic() + seconds
     while not wanted(status := await called(client, "status", run=run)):
         assert time.monotonic() < end, status

@@ -35,7 +35,13 @@ def test_every_variable_of_our_own_is_named_there_and_only_there() -> None:
             code = re.sub(r'""".*?"""', "", file.read_text(encoding="utf-8"), flags=re.S)
             assert not re.findall(r"OPTIMSYN_[A-Z_]+", code), file
     assert named == {
-        *("OPTIMSYN_CACHE", "OPTIMSYN_EMBEDDED_KEY", "OPTIMSYN_EMBEDDED_URL", "OPTIMSYN_KERNEL_LOCK"),
+        *(
+            "OPTIMSYN_ANALYST_MODEL",
+            "OPTIMSYN_CACHE",
+            "OPTIMSYN_EMBEDDED_KEY",
+            "OPTIMSYN_EMBEDDED_URL",
+            "OPTIMSYN_KERNEL_LOCK",
+        ),
         *("OPTIMSYN_PARENT", "OPTIMSYN_PURSE", "OPTIMSYN_SECRET_NAMES"),
     }
 

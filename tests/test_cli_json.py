@@ -49,7 +49,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return of
 
 
-COMMANDS = "doctor validate preview run batch study execute open report compare new".split()
+COMMANDS = "doctor validate preview run batch study execute open report compare new agent".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -73,6 +73,9 @@ def test_a_wrong_command_line_is_a_document_too(call: Any, command: str) -> None
         (("report", "nowhere"), 1, "nowhere"),
         (("compare", "nowhere"), 1, "nowhere"),
         (("new", "quickstrt"), None, "quickstart"),
+        (("agent",), 2, "GOAL: say in a sentence"),
+        (("agent", "--continue", "nowhere.ipynb"), 1, "nowhere.ipynb"),
+        (("agent", "Look", "--recipe", "quickstrt"), 2, "quickstrt"),
     ],
 )
 def test_an_error_has_its_kind_and_message(call: Any, arguments: Sequence[str], code: int | None, words: str) -> None:

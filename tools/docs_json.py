@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from optimsyn.agents.analyst.work import Analysis
 from optimsyn.base.terminal.json_document import Document, Result
 from optimsyn.batch.state import BatchResult
 from optimsyn.execution import json_results
@@ -31,6 +32,7 @@ RESULTS: dict[str, type[Result]] = {
     "study --status of a transfer": TransferStatus,
     "execute": json_results.ExecuteResult,
     "open": json_results.OpenResult,
+    "agent": Analysis,
 }
 
 

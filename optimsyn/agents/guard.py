@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from optimsyn.agents.known_recipes import KnownRecipes
 from optimsyn.base.errors import RecipeError
 from optimsyn.recipe.bundled import EMBEDDED_PREFIX, recipes_folder
 from optimsyn.recipe.own_parts import own_parts
@@ -16,6 +16,7 @@ from optimsyn.recipe.recipe import ModelSpec, Recipe
 
 if TYPE_CHECKING:
     from optimsyn.recipe.sections.data import Source
+    from optimsyn.recipe.sections.models import ModelSpec
 
 # `owner/name` of a hub: neither absolute nor leading out of a folder.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -39,10 +40,7 @@ class Guard:
         self.allow_hosted = allow_hosted
         self.allow_plugins = allow_plugins
         self._addresses = _HERE.union(address.casefold() for address in addresses)
-        # What some recipe names as test questions.
-        self._tests: list[Source] = []
-        # When the recipes that were looked at were last changed.
-        self._noted: dict[Path, int] = {}
+        self._known = KnownRecipes(self.root)
 
     def path(self, name: str | Path) -> Path:
         """A path inside the root, relative ones from there; links are resolved.
@@ -80,16 +78,21 @@ class Guard:
         """
         base = Recipe.load(self.file_of(name))
         # Before it is changed, since a change may hide what it holds back.
-        self._note(base)
-        return self.checked(base.resized(size).changed(changes or {}))
+        self._known.note(base)
+        sized = base.resized(size)
+        return self.checked(sized.changed(changes or {}), sized)
 
-    def checked(self, recipe: Recipe) -> Recipe:
+    def checked(self, recipe: Recipe, base: Recipe | None = None) -> Recipe:
         """The recipe, if it may be used.
+
+        Args:
+            recipe: The recipe.
+            base: What it was changed from.
 
         Raises:
             RecipeError: It may not; names every field.
         """
-        problems = [*self._source_problems(recipe), *self._model_problems(recipe)]
+        problems = [*self._source_problems(recipe, base), *self._model_problems(recipe)]
         if not self.allow_plugins:
             problems += [
                 f"{field}: {reference!r} is code that would run with all rights of this server; ask the person who "
@@ -98,11 +101,11 @@ class Guard:
             ]
         if problems:
             raise RecipeError("\n".join(problems))
+        self._known.note(recipe)
         return recipe
 
-    def _source_problems(self, recipe: Recipe) -> Iterator[str]:
-        self._note_test_sources()
-        self._note(recipe)
+    def _source_problems(self, recipe: Recipe, base: Recipe | None) -> Iterator[str]:
+        self._known.look()
         questions = recipe.questions
         used: list[tuple[str, Source | None]] = [
             ("documents.source", recipe.documents.source),
@@ -113,12 +116,12 @@ class Guard:
             if source is None:
                 continue
             problem = self._reach_problem(source)
-            # The bundled documents are no questions, and documents of a hub are public.
-            mine = field != "documents.source" or _is_own_file(source)
-            if problem is None and field != "questions.test" and mine and self._holds_test_questions(source):
-                problem = "holds the test questions of a recipe, which only the evaluation may read; name other data"
+            if problem is None and field != "questions.test":
+                problem = self._known.shown_by(recipe, field, source)
             if problem is not None:
                 yield f"{field}: {problem}"
+        if (problem := self._known.redrawn(recipe, base)) is not None:
+            yield f"questions: {problem}"
 
     def _reach_problem(self, source: Source) -> str | None:
         if source.hub is not None:
@@ -136,76 +139,31 @@ class Guard:
             return str(error)
         return None
 
-    def _note_test_sources(self) -> None:
-        """Notes what the recipes in the root, those of runs and the bundled ones hold back."""
-        runs = self.root.glob("runs/*/recipe.yaml")
-        for file in (*recipes_folder().glob("*.yaml"), *recipe_files(self.root), *runs):
-            changed = file.stat().st_mtime_ns
-            if self._noted.get(file) != changed:
-                self._noted[file] = changed
-                with suppress(RecipeError):
-                    self._note(Recipe.load(file, of_run=(file.parent / "manifest.json").is_file()))
-
-    def _note(self, recipe: Recipe) -> None:
-        test = recipe.questions.test
-        if test is not None and test not in self._tests:
-            self._tests.append(test)
-
-    def _holds_test_questions(self, source: Source) -> bool:
-        if any(_overlap(source, test) for test in self._tests):
-            return True
-        if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
-            return False
-        # What `prepare` of a run has written.
-        path = Path(source.path).resolve()
-        return (
-            "prepare" in path.parts[-2:]
-            or (path / "prepare" / "test.jsonl").exists()
-            or any(path.glob("*/prepare/test.jsonl"))
-        )
-
     def _model_problems(self, recipe: Recipe) -> Iterator[str]:
         models: dict[str, ModelSpec] = {f"models.{role}": spec for role, spec in recipe.models.writers.items()}
         models |= {"models.target": recipe.models.target}
         if recipe.fine_tune.target is not None:
             models |= {"fine_tune.target": recipe.fine_tune.target}
         for field, spec in models.items():
-            if spec.provider == "litellm" and not self.allow_hosted:
-                yield f"{field}: {spec.name} is a service, and this server was started without --allow-hosted"
-            if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
-                yield (
-                    f"{field}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
-                    "person who started it for --allow-address HOST"
-                )
-            if spec.provider == "local" and (not _HUB_ID.fullmatch(spec.name) or Path(spec.name).exists()):
-                try:
-                    self.path(spec.name)
-                except RecipeError as error:
-                    yield f"{field}: {error}"
+            yield from self.model_problems(field, spec)
+        yield from self._known.repriced(recipe)
 
+    def model_problems(self, field: str, spec: ModelSpec) -> Iterator[str]:
+        """Why a model may not be used, each in a sentence.
 
-def recipe_files(root: Path) -> list[Path]:
-    """The YAML files in a folder and in the folders directly in it, without hidden ones and those of runs."""
-    files = [*root.glob("*.y*ml"), *root.glob("*/*.y*ml")]
-    inside = [file for file in files if file.is_file() and file.resolve().is_relative_to(root)]
-    return sorted(
-        file for file in inside if not file.parent.name.startswith(".") and not (file.parent / "manifest.json").exists()
-    )
-
-
-def _is_own_file(source: Source) -> bool:
-    return source.path is not None and not source.path.startswith(EMBEDDED_PREFIX)
-
-
-def _overlap(source: Source, test: Source) -> bool:
-    """Whether a source may hold rows of test questions: the same rows, or a file or folder that they lie in."""
-    if source.path is not None and test.path is not None:
-        if source.path.startswith(EMBEDDED_PREFIX) or test.path.startswith(EMBEDDED_PREFIX):
-            same = source.path == test.path
-        else:
-            same = Path(test.path).resolve().is_relative_to(Path(source.path).resolve())
-    else:
-        same = source.hub is not None and (source.hub, source.config) == (test.hub, test.config)
-        # A split may be an expression, such as `train+test`.
-        same = same and test.split in source.split
-    return same and not any(test.where.get(column, value) != value for column, value in source.where.items())
+        Args:
+            field: Where it is named.
+            spec: The model.
+        """
+        if spec.provider == "litellm" and not self.allow_hosted:
+            yield f"{field}: {spec.name} is a service, and this server was started without --allow-hosted"
+        if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
+            yield (
+                f"{field}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "
+                "person who started it for --allow-address HOST"
+            )
+        if spec.provider == "local" and (not _HUB_ID.fullmatch(spec.name) or Path(spec.name).exists()):
+            try:
+                self.path(spec.name)
+            except RecipeError as error:
+                yield f"{field}: {error}"

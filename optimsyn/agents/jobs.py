@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from optimsyn.agents.ledger import Ledger, bought_in
 from optimsyn.base.errors import BudgetError, StageError
 from optimsyn.batch.child_process import ChildProcess, watch
 from optimsyn.runs.folder import Run
@@ -21,7 +21,7 @@ class Job:
 
     def __init__(self, command: Sequence[str], run: Run, reserved: float) -> None:
         self.run = run
-        self.bought_before = bought(run)
+        self.bought_before = bought_in(run.folder)
         self.reserved = reserved
         self.code: int | None = None
         self._child = ChildProcess(command, run.path(LOG), secret_names=run.secret_names, folder=str(run.folder.parent))
@@ -64,15 +64,36 @@ class Money:
         return max(0.0, self.budget - self.spent - self.reserved)
 
 
-class Jobs:
-    """All work of one server.
+@dataclass(frozen=True)
+class TooDear:
+    """What was refused for its price.
 
-    Args:
-        budget: US dollars that all runs and previews may cost together over the life of the server.
+    Attributes:
+        what: Its name.
+        needs: The most that it may cost in US dollars; None if that is unknown.
+        left: What is left of the budget.
     """
 
-    def __init__(self, budget: float = 0.0) -> None:
+    what: str
+    needs: float | None
+    left: float
+
+
+class Jobs:
+    """All work of one server, or of one notebook.
+
+    Args:
+        budget: US dollars that all runs and previews may cost together over the life of the server, or of the ledger.
+        ledger: What was spent; without one, that is forgotten at the end.
+
+    Attributes:
+        refused: What was refused last for its price.
+    """
+
+    def __init__(self, budget: float = 0.0, ledger: Ledger | None = None) -> None:
         self._budget = budget
+        self.ledger = ledger or Ledger()
+        self.refused: TooDear | None = None
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
 
@@ -82,14 +103,12 @@ class Jobs:
 
     def money(self) -> Money:
         """What is spent, from the runs' own ledgers, and what is left."""
-        before: dict[Path, float] = {}
-        for job in self._jobs:
-            before.setdefault(job.run.folder, job.bought_before)
-        spent = sum(bought(Run(folder, self._run_of(folder).recipe)) - first for folder, first in before.items())
         reserved = sum(
-            max(0.0, job.reserved - (bought(job.run) - job.bought_before)) for job in self._jobs if job.code is None
+            max(0.0, job.reserved - (bought_in(job.run.folder) - job.bought_before))
+            for job in self._jobs
+            if job.code is None
         )
-        return Money(self._budget, spent, reserved)
+        return Money(self._budget, self.ledger.spent(), reserved)
 
     def start(self, command: Sequence[str], run: Run, needs: float | None, what: str) -> Job:
         """Starts a child on a run.
@@ -110,6 +129,7 @@ class Jobs:
             if busy is not None or (job is not None and job.code is None):
                 raise StageError(busy or f"{run.name}: is already at work; see its status")
             self.refuse_too_dear(needs, what)
+            self.ledger.begin(run.folder)
             job = Job(command, run, needs or 0.0)
             self._jobs.append(job)
             return job
@@ -121,6 +141,8 @@ class Jobs:
             BudgetError: It does; names both figures.
         """
         money = self.money()
+        if needs is None or needs > money.left:
+            self.refused = TooDear(what, needs, money.left)
         if needs is None:
             raise BudgetError(
                 f"{what}: its price is unknown, and {money.left:.4f} US dollars are left of {money.budget:g}; give "
@@ -140,18 +162,4 @@ class Jobs:
         for job in self._jobs:
             if not job.wait(_END_S):
                 job.kill()
-
-    def _run_of(self, folder: Path) -> Run:
-        return next(job.run for job in self._jobs if job.run.folder == folder)
-
-
-def bought(run: Run) -> float:
-    """What a run has bought so far, in US dollars."""
-    # A fresh object: another process writes the replies.
-    fresh = Run(run.folder, run.recipe)
-    if not (run.folder / "replies.sqlite").is_file():
-        return 0.0
-    try:
-        return fresh.bought().cost_usd
-    finally:
-        fresh.replies.release()
+        self.ledger.keep()

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimsyn.agents import results
-from optimsyn.agents.guard import Guard, recipe_files
-from optimsyn.agents.jobs import LOG, Jobs, bought
+from optimsyn.agents.caps import capped
+from optimsyn.agents.guard import Guard
+from optimsyn.agents.jobs import LOG, Jobs
+from optimsyn.agents.known_recipes import recipe_files
+from optimsyn.agents.ledger import bought_in
 from optimsyn.base.errors import DataError, RecipeError, StageError
+from optimsyn.base.files import write_text
 from optimsyn.batch.child_process import run_command
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
@@ -30,9 +34,24 @@ RunName = Annotated[str, Field(description="A run's folder or name, as `run` ret
 Count = Annotated[int, Field(ge=1, le=20, description="How many.")]
 Seconds = Annotated[float, Field(ge=0, le=600, description="Wait so long at most.")]
 
+READING = (
+    "list_recipes",
+    "read_recipe",
+    "validate",
+    "forecast",
+    "documents",
+    "questions",
+    "status",
+    "tables",
+    "doctor",
+)
+WRITING = ("change_recipe", "preview", "run", "stop", "report", "compare")
+
 _LOG_LINES = 20
 _BEGINNING = 160
 _TRIES = 5
+# A run that has used up its forecast gets this share of it to finish.
+_MORE = 0.05
 
 
 class Toolbox:
@@ -77,11 +96,15 @@ class Toolbox:
             raise RecipeError(f"{output}: is among the runs, whose recipes stay as they are; name a file elsewhere")
         made = self._guard.recipe(recipe, size, changes)
         path.parent.mkdir(parents=True, exist_ok=True)
+        ledger, text = self._jobs.ledger, made.to_yaml()
         try:
             with path.open("x", encoding="utf-8") as file:
-                file.write(made.to_yaml())
+                file.write(text)
         except FileExistsError:
-            raise RecipeError(f"{output}: exists already; give another file name") from None
+            if not path.is_file() or not ledger.may_replace(path):
+                raise RecipeError(f"{output}: exists already; give another file name") from None
+            write_text(path, text)
+        ledger.wrote(path)
         return _text(made, self._guard.shown(path))
 
     def validate(self, recipe: RecipeName, size: Size = "full", changes: Changes = None) -> results.Validation:
@@ -190,29 +213,41 @@ class Toolbox:
             raise StageError(f"preview: ended with code {job.code}: " + " ".join(_log(opened)[-3:]))
         return results.PreviewResult(state="running", run=name)
 
-    def run(self, recipe: RecipeName, size: Size = "full", changes: Changes = None) -> results.RunStatus:
-        """Starts or continues the run of a recipe (or run folder) in a child process, and returns at once.
+    def run(
+        self, recipe: RecipeName, size: Size = "full", changes: Changes = None, wait_s: Seconds = 0
+    ) -> results.RunStatus:
+        """Starts or continues the run of a recipe (or run folder) in a child process, and returns after `wait_s`.
 
         `status` says how it goes, `stop` interrupts it. It is refused when its forecast exceeds what is left of the
         budget. It ends with this server; what is finished is kept, and running again continues.
         """
         loaded = self._guard.recipe(recipe, size, changes)
+        folder = self._guard.path(Run.folder_of(loaded, self._runs))
+        run = Run(folder, loaded)
+        if (folder / "manifest.json").is_file() and run_state(run.manifest).kind == "finished":
+            # What is finished costs nothing, whatever its forecast was.
+            self._jobs.ledger.begin(folder)
+            return self._status(run)
         checked = self._preflight(loaded)
         checked.raise_if_refused()
-        folder = self._guard.path(Run.folder_of(loaded, self._runs))
-        so_far = bought(Run(folder, loaded)) if folder.is_dir() else 0.0
+        so_far = bought_in(folder)
         cost = _forecast_of(checked).total.cost_usd
-        needs = max(0.0, cost.high - so_far) if cost is not None else None
+        needs = max(_MORE * cost.high, cost.high - so_far) if cost is not None else None
         what = f"the run of {loaded.name}"
         self._jobs.refuse_too_dear(needs, what)
         opened = self._open(loaded, needs)
         opened.foresee(checked.forecast)
-        self._jobs.start(run_command(["run", str(opened.folder)]), opened, needs, what)
+        job = self._jobs.start(run_command(["run", str(opened.folder)]), opened, needs, what)
+        job.wait(wait_s)
         return self._status(opened)
 
-    def status(self, run: RunName) -> results.RunStatus:
+    def status(self, run: RunName, wait_s: Seconds = 0) -> results.RunStatus:
         """Says how a run goes: stages, progress, cost, the last lines of its output."""
-        return self._status(self._find(run))
+        found = self._find(run)
+        job = self._jobs.of(found)
+        if job is not None:
+            job.wait(wait_s)
+        return self._status(found)
 
     def stop(self, run: RunName) -> results.RunStatus:
         """Interrupts a run that this server started; what is done is kept, and `run` continues it."""
@@ -275,15 +310,8 @@ class Toolbox:
 
     def _open(self, recipe: Recipe, needs: float | None) -> Run:
         """The run of a recipe, whose own cap keeps it within what was reserved."""
-        self._guard.path(Run.folder_of(recipe, self._runs))
-        opened = Run.open(recipe, self._runs)
-        if needs:
-            most = bought(opened) + needs
-            own = recipe.limits.cost_usd
-            opened = Run.open(
-                recipe.changed({"limits.cost_usd": min(most, own) if own is not None else most}), self._runs
-            )
-        return opened
+        folder = self._guard.path(Run.folder_of(recipe, self._runs))
+        return Run.open(capped(recipe, folder, needs), self._runs)
 
     def _find(self, name: str) -> Run:
         """A run inside the root.
@@ -313,7 +341,7 @@ class Toolbox:
                 for each in manifest.stages
             ],
             progress=run.progress(),
-            cost_usd=bought(run),
+            cost_usd=bought_in(run.folder),
             log=_log(run),
             money=self._money(),
         )
@@ -326,7 +354,8 @@ class Toolbox:
 
         self._guard.path(run.folder / "report.html")
         page, state = write_report(run), run_state(run.manifest)
-        said = verdict(RunFacts.read(run), state)
+        facts = RunFacts.read(run)
+        said, look = verdict(facts, state), facts.reward_look
         finished = (run.folder / "summary.json").is_file()
         return results.Report(
             run=self._guard.shown(run.folder),
@@ -340,6 +369,8 @@ class Toolbox:
             ],
             cannot=list(said.cannot),
             failure=f"{said.failure.place}: {said.failure.reason}" if said.failure is not None else None,
+            reward=look.sentence if look is not None else None,
+            reward_verdict=look.verdict if look is not None else None,
             figures=Summary.read(run.folder).model_dump(mode="json") if finished else None,
         )
 

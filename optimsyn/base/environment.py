@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 # For users.
 # The folder for the files of the embedded model and the text of scans; else the platform's usual cache folder.
 CACHE = "OPTIMSYN_CACHE"
+# The model that chooses the analyst's steps, where none is given.
+ANALYST_MODEL = "OPTIMSYN_ANALYST_MODEL"
 
 # Set by optimsyn for its child processes.
 # Address and key of the embedded model's server, so that a run's processes share one.

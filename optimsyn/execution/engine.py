@@ -110,7 +110,7 @@ class TruthfulEngine(NBClientEngine):
         )
         states.notebook_start()
         local = output_path is not None and "://" not in str(output_path)
-        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if local else None, secret_names)
+        log = KernelLog(Path(str(output_path)).with_suffix(".log") if local else None, secret_names)
         try:
             client = Client(
                 states,
@@ -257,7 +257,7 @@ def _line(states: CellStates, name: str) -> LiveLine:
     return LiveLine(status, share=lambda: done() / len(code) if code else None)
 
 
-class _KernelLog:
+class KernelLog:
     """Kernel output that bypasses Jupyter: redacted, it is written to a log, or to standard error without a path."""
 
     def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:

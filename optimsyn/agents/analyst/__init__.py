@@ -1,0 +1,1 @@
+"""The analyst: an agent whose whole work is a notebook of tool calls."""
