@@ -268,6 +268,8 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         roles["Reflection"] = models.reflection
     if models.judge is not None:
         roles["Judge"] = models.judge
+    if models.author is not None:
+        roles["Author"] = models.author
     looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
     sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
     spreads = " standard deviations of the first drafts'" if recipe.reward.penalty_unit == "spread" else ""
