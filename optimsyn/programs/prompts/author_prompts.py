@@ -101,10 +101,8 @@ def author_messages(
     if not chat:
         past = f"{transcript}\n" if transcript else ""
         return [{"role": "user", "content": f"{_BASE_EXAMPLE}Passage: {fenced(passage)}\n{past}{CUE}"}]
-    task = _TASK.format(
-        lines="\n".join(f"{label}: …" for label in LABELS.values()),
-        tools="\n".join(f"{CUE} {' '.join(filter(None, (name, takes)))} – {does}" for name, (takes, does) in TOOLS.items()),
-    )
+    tools = (f"{CUE} {f'{name} {takes}'.rstrip()} – {does}" for name, (takes, does) in TOOLS.items())
+    task = _TASK.format(lines="\n".join(f"{label}: …" for label in LABELS.values()), tools="\n".join(tools))
     steps = f"\n\n{transcript}" if transcript else ""
     return [{"role": "user", "content": f"{task}\n\n{asked}\nPassage: {fenced(passage)}{steps}\n\n{left}"}]
 

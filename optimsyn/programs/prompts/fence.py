@@ -20,6 +20,8 @@ _LABEL = re.compile(
 def fenced(text: str) -> str:
     """A text of a document as one line of a prompt, in which no label of the prompt stands."""
     return _LABEL.sub(r"\1 :", " ".join(text.split()))
+
+
 _STEP = re.compile(r"\b(Do|Thought|Result|Text|Step \d+):(?=\s|$)", re.IGNORECASE)
 
 

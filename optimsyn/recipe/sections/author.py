@@ -62,10 +62,14 @@ def works(author: Author, synthesis: Synthesis) -> bool:
     return author.enabled if synthesis.arms is None else "author" in synthesis.arms
 
 
+def at_work(author: Author, synthesis: Synthesis, optimizers: Optimizers) -> bool:
+    """Whether the author makes pairs, or rubrics that the policy learns from."""
+    return works(author, synthesis) or (optimizers.policy.enabled and "author" in optimizers.policy.learn_from)
+
+
 def author_problems(author: Author, synthesis: Synthesis, optimizers: Optimizers, models: Models) -> list[str]:
     """What a recipe with an author lacks, a sentence each."""
-    teaches = optimizers.policy.enabled and "author" in optimizers.policy.learn_from
-    if not (works(author, synthesis) or teaches):
+    if not at_work(author, synthesis, optimizers):
         if models.author is not None:
             return ["models.author is named, and no author works: set author.enabled: true, or remove models.author"]
         return []
@@ -76,12 +80,14 @@ def author_problems(author: Author, synthesis: Synthesis, optimizers: Optimizers
             f"author.decides: model needs a model that follows instructions, and {field} is 'embedded', a base model; "
             "set author.decides to auto or plan, or name a chat model in models.author"
         )
-    slow = {field: spec, "models.generator": models.generator}
+    slow = {field: spec, "models.rubric": models.rubric, "models.generator": models.generator}
     problems += [
         f"{name}.batch: the author waits for the reply to each step, and a batch takes up to hours; set it to false"
         for name, each in slow.items()
         if each.batch
     ]
     if author.text == "optimized" and not optimizers.prompt.enabled:
-        problems.append("author.text: optimized needs optimizers.prompt, which is disabled; enable it, or set text: own")
+        problems.append(
+            "author.text: optimized needs optimizers.prompt, which is disabled; enable it, or set it to own"
+        )
     return problems

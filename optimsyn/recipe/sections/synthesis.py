@@ -56,9 +56,9 @@ class Synthesis(Section):
         min_length=1,
         description="Variants to compare, which then differ in one thing only: same decoder, temperature, passages and "
         "number of candidates. no_rubric; static; static_pool (static, as many candidates as an optimiser cost); "
-        "untrained_policy; author (an agent with tools); optimized; policy (trained, under guiding_text); both (trained, "
-        "under the optimised text); "
-        "the ceilings insider and validation. null: no_rubric, static, optimized, and policy under the optimised text.",
+        "untrained_policy; author (an agent with tools); optimized; policy (trained, under guiding_text); both "
+        "(trained, under the optimised text); the ceilings insider and validation. null: no_rubric, static, author "
+        "where it is enabled, optimized, and policy under the optimised text.",
     )
     same_decoder: bool | None = Field(
         None,

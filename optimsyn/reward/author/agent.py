@@ -27,19 +27,16 @@ from optimsyn.programs.prompts.author_prompts import (
     transcribed,
 )
 from optimsyn.programs.rubric import WriteRubric
-from optimsyn.reward.author.desk import Desk
+from optimsyn.reward.author.desk import Desk, Workplace
 from optimsyn.reward.author.trajectory import Ending, Trajectory
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Call, LanguageModel
     from optimsyn.llm.replies import Reply
-    from optimsyn.programs.task_shape import TaskShape
     from optimsyn.recipe.sections.author import Author
-    from optimsyn.reward.author.library import Library
     from optimsyn.reward.drafting import RubricRequest
     from optimsyn.reward.drafting import WriteRubric as Write
     from optimsyn.reward.judgements import Judgement
-    from optimsyn.reward.reward import InfluenceReward
 
 _NOT_TAKEN = "not_taken"  # the tool that a step goes to when it ends nothing and calls nothing
 
@@ -51,10 +48,7 @@ class RubricAuthor:
         config: The recipe's section `author`.
         model: Calls the tools.
         write: Writes a draft where the model does not: under the plan, and for a base model.
-        reward: Has pairs written, checked and scored; every judgement is in its ledger.
-        library: The passages of the run.
-        kinds: What kinds of questions the experts ask (`kinds_of`).
-        shape: The form of these questions.
+        place: What it has at every passage.
         role: Field of the model in the recipe: `author` or `rubric`.
 
     Attributes:
@@ -66,11 +60,8 @@ class RubricAuthor:
         config: Author,
         model: LanguageModel,
         write: Write,
-        reward: InfluenceReward,
+        place: Workplace,
         *,
-        library: Library,
-        kinds: str,
-        shape: TaskShape,
         role: Literal["author", "rubric"] = "rubric",
     ) -> None:
         self.config = config
@@ -78,10 +69,7 @@ class RubricAuthor:
         self.role = role
         self.trajectories: dict[tuple[str, int], Trajectory] = {}
         self._write = write
-        self._reward = reward
-        self._library = library
-        self._kinds = kinds
-        self._shape = shape
+        self._place = place
 
     @property
     def decides(self) -> Literal["model", "plan"]:
@@ -101,14 +89,13 @@ class RubricAuthor:
         """
         decided = self.decides
         own = decided == "model" and self.model.chat
-        desk = Desk(
-            blank, self.config, self._reward, self._library, self._kinds, write=None if own else self._write
-        )
+        if own:
+            blank = blank.model_copy(update={"rubric_model": self.model.name})
+        desk = Desk(blank, self.config, self._place, write=None if own else self._write)
         with heard_replies() as heard:
             desk.counts(heard)
             await (self._by_plan(desk) if decided == "plan" else self._by_model(desk, blank))
-        if desk.failure is not None:
-            raise desk.failure
+            await desk.conclude()
         trajectory = desk.trajectory(self.model.name, decided)
         self.trajectories[blank.passage.id, blank.seed] = trajectory
         return blank.under(trajectory.rubric or desk.nothing())
@@ -153,7 +140,7 @@ class RubricAuthor:
         return author_messages(
             guiding_text,
             blank.passage.text,
-            self._shape.form(blank.kind).described(),
+            self._place.shape.form(blank.kind).described(),
             transcript=transcribed(steps, chat=chat),
             left=desk.left,
             chat=chat,

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Literal
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError
 from optimsyn.base.seeds import derive_seed
-from optimsyn.data.forms import shown
 from optimsyn.llm.reply import Usage, heard_replies
 from optimsyn.programs.prompts.author_prompts import DRAFT, FINISH, TOOLS, Action
 from optimsyn.programs.prompts.fence import fenced_result
 from optimsyn.programs.rubric import parse_rubric, rubric_text
-from optimsyn.reward.author.trajectory import ENDINGS, AuthorDraft, Ending, Step, Trajectory
+from optimsyn.reward.author.trajectory import ENDINGS, Ending, Step, Trajectory
+from optimsyn.reward.author.tried import Tried, best_of, ranking
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
+    from optimsyn.programs.task_shape import TaskShape
     from optimsyn.recipe.sections.author import Author
     from optimsyn.reward.author.library import Library
-    from optimsyn.reward.drafting import Draft, RubricRequest, WriteRubric
+    from optimsyn.reward.drafting import RubricRequest, WriteRubric
     from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
 
@@ -33,21 +34,25 @@ _SAME_AGAIN = ("search", "read", "questions")
 _NUMBER = re.compile(r"\d+")
 
 
-class Misuse(Exception):
+class MisuseError(Exception):
     """A step that is no use of a tool; its text tells the model why."""
 
 
-@dataclass
-class _Tried:
-    """A draft, the pair under it, and what that earned."""
+@dataclass(frozen=True)
+class Workplace:
+    """What the author has at every passage.
 
-    rubric: Rubric
-    draft: Draft | None = None
-    row: Judgement | None = None
+    Attributes:
+        reward: Has pairs written, checked and scored; every judgement is in its ledger.
+        library: The passages of the run.
+        kinds: What kinds of questions the experts ask (`kinds_of`).
+        shape: The form of these questions.
+    """
 
-    @property
-    def scored(self) -> bool:
-        return self.row is not None and self.row.unjudged is None
+    reward: InfluenceReward
+    library: Library
+    kinds: str
+    shape: TaskShape
 
 
 class Desk:
@@ -56,9 +61,7 @@ class Desk:
     Args:
         blank: The request that a rubric is wanted for.
         config: The recipe's section `author`.
-        reward: Has pairs written, checked and scored.
-        library: The passages of the run.
-        kinds: What kinds of questions the experts ask.
+        place: What it has at every passage.
         write: Writes the draft when the author gives none itself; None: it writes its own.
 
     Attributes:
@@ -70,20 +73,16 @@ class Desk:
         self,
         blank: RubricRequest,
         config: Author,
-        reward: InfluenceReward,
-        library: Library,
-        kinds: str,
+        place: Workplace,
         write: WriteRubric | None = None,
     ) -> None:
         self.blank = blank
         self.config = config
         self.steps: list[Step] = []
         self.failure: OptimsynError | None = None
-        self._reward = reward
-        self._library = library
-        self._kinds = kinds
+        self._place = place
         self._write = write
-        self._tried: list[_Tried] = []
+        self._tried: list[Tried] = []
         self._heard: list[Reply] = []
         self._counted = 0
         self._ended: Ending | None = None
@@ -132,15 +131,8 @@ class Desk:
 
     @property
     def best(self) -> int | None:
-        """Number of the draft to take: valid ones first, then the highest reward; else one with a pair, else the last.
-
-        None without a draft.
-        """
-        scored = [(tried.row.valid, tried.row.reward, -n) for n, tried in self._numbered if tried.row and tried.scored]
-        if scored:
-            return -max(scored)[2]
-        with_pair = [n for n, tried in self._numbered if tried.draft is not None]
-        return (with_pair or [n for n, _ in self._numbered] or [None])[-1]  # type: ignore[list-item]
+        """Number of the draft to take; see `best_of`."""
+        return best_of(self._tried)
 
     @property
     def numbers(self) -> str:
@@ -162,7 +154,7 @@ class Desk:
         self._unread = unread
         try:
             result = await self._do(action, unread)
-        except Misuse as why:
+        except MisuseError as why:
             result = misuse = str(why)
         except OptimsynError as error:
             self.failure = error
@@ -191,6 +183,20 @@ class Desk:
         )
         return result
 
+    async def conclude(self) -> None:
+        """Has the draft that is taken judged, if it is not: its pair is the candidate.
+
+        Raises:
+            OptimsynError: The first error of a service, a cap or a disk.
+        """
+        if self.failure is not None:
+            raise self.failure
+        number = self._chosen or self.best
+        if number is not None and (tried := self._tried[number - 1]).row is None:
+            if tried.draft is None:
+                await self._write_pairs([tried])
+            await self._judge(tried)
+
     def trajectory(self, model: str, decided: Literal["model", "plan"]) -> Trajectory:
         """All that was done; the best draft is taken where the work was ended."""
         blank = self.blank
@@ -202,15 +208,7 @@ class Desk:
             model=model,
             decided=decided,
             steps=tuple(self.steps),
-            drafts=tuple(
-                AuthorDraft(
-                    rubric=tried.rubric,
-                    key=tried.row.key if tried.row is not None else None,
-                    valid=_valid(tried),
-                    reward=tried.row.reward if tried.row is not None and tried.scored else None,
-                )
-                for tried in self._tried
-            ),
+            drafts=tuple(tried.record for tried in self._tried),
             chosen=self._chosen or self.best,
             ended=self.ended,
             usage=self.usage,
@@ -228,7 +226,7 @@ class Desk:
         return Ending.FINISHED if self._chosen is not None else self.over or Ending.UNREADABLE
 
     @property
-    def _numbered(self) -> list[tuple[int, _Tried]]:
+    def _numbered(self) -> list[tuple[int, Tried]]:
         return list(enumerate(self._tried, 1))
 
     @property
@@ -247,16 +245,16 @@ class Desk:
 
     async def _do(self, action: Action, unread: Outcome | None) -> str:
         if unread is not None:
-            raise Misuse(f"No step could be read: {fenced_result(action.argument)}")
+            raise MisuseError(f"No step could be read: {fenced_result(action.argument)}")
         if not action.tool:
-            raise Misuse("The reply has no line `Do:` with a tool. Write one, such as `Do: compare`.")
+            raise MisuseError("The reply has no line `Do:` with a tool. Write one, such as `Do: compare`.")
         tool = self._tools.get(action.tool)
         if tool is None:
-            raise Misuse(f"There is no tool {action.tool!r}; the tools are {', '.join(TOOLS)}.")
+            raise MisuseError(f"There is no tool {action.tool!r}; the tools are {', '.join(TOOLS)}.")
         if action.tool in _SAME_AGAIN and any(
             (step.tool, step.argument) == (action.tool, action.argument) and not step.misuse for step in self.steps
         ):
-            raise Misuse(f"That was step {self._when(action)} already, and its result is the same. Do something else.")
+            raise MisuseError(f"That was step {self._when(action)} already, with the same result. Do something else.")
         return await tool(action.argument)
 
     def _when(self, action: Action) -> int:
@@ -264,21 +262,21 @@ class Desk:
 
     async def _search(self, words: str) -> str:
         if not words.strip():
-            raise Misuse("`search` takes words, such as `Do: search library opening hours`.")
-        found = await asyncio.to_thread(self._library.search, words, self.blank.passage.id)
+            raise MisuseError("`search` takes words, such as `Do: search library opening hours`.")
+        found = await asyncio.to_thread(self._place.library.search, words, self.blank.passage.id)
         if not found:
             return "No other passage has these words."
         return "\n".join(f"Passage {number}. Text: {text}" for number, text in found)
 
     async def _read(self, argument: str) -> str:
         (number,) = self._numbers_in(argument, "read", "a passage that `search` has found", most=1)
-        passage = self._library.read(number)
+        passage = self._place.library.read(number)
         if passage is None:
-            raise Misuse(f"There is no passage {number}; there are {len(self._library.passages)}.")
+            raise MisuseError(f"There is no passage {number}; there are {len(self._place.library.passages)}.")
         return f"Passage {number}. Text: {fenced_result(passage.text)}"
 
     async def _questions(self, argument: str) -> str:
-        return self._kinds
+        return self._place.kinds
 
     async def _draft(self, argument: str) -> str:
         if self._write is not None:
@@ -286,11 +284,11 @@ class Desk:
         try:
             rubric = parse_rubric(argument)
         except ReplyError as error:
-            raise Misuse(f"This is no rubric: {fenced_result(str(error))}") from None
+            raise MisuseError(f"This is no rubric: {fenced_result(str(error))}") from None
         same = self._same(rubric)
         if same is not None:
-            raise Misuse(f"This is draft {same} again. Change what it asks for.")
-        self._tried.append(_Tried(rubric))
+            raise MisuseError(f"This is draft {same} again. Change what it asks for.")
+        self._tried.append(Tried(rubric))
         return f"This is draft {len(self._tried)}."
 
     async def _written_draft(self, write: WriteRubric) -> str:
@@ -305,66 +303,71 @@ class Desk:
         same = self._same(rubric)
         if same is not None:
             return f"The writer wrote draft {same} again."
-        self._tried.append(_Tried(rubric))
+        self._tried.append(Tried(rubric))
         return f"This is draft {len(self._tried)}.\n{rubric_text(rubric)}"
 
     async def _pair(self, argument: str) -> str:
         (number,) = self._numbers_in(argument, "pair", "a draft", most=1)
         tried = self._draft_of(number)
         if tried.draft is not None:
-            raise Misuse(f"Draft {number} has its pair: {_pair_of(tried)}")
+            raise MisuseError(f"Draft {number} has its pair: {tried.pair}")
         if (short := self._short_of_pairs(1)) is not None:
             return short
         await self._write_pairs([tried])
-        return f"Draft {number}. {_pair_of(tried)}"
+        return f"Draft {number}. {tried.pair}"
 
     async def _score(self, argument: str) -> str:
         numbers = self._numbers_in(argument, "score", "one draft or several", most=None)
         fresh = [(n, tried) for n in numbers if (tried := self._draft_of(n)).row is None]
         if not fresh:
-            raise Misuse(f"Scored already. {self._ranking()}")
+            raise MisuseError(f"Scored already. {ranking(self._tried)}")
         unwritten = [tried for _, tried in fresh if tried.draft is None]
         if (short := self._short_of_pairs(len(unwritten))) is not None:
             return short
         await self._write_pairs(unwritten)
-        # The replies were counted as they were written; the reward finds them in the cache or the ledger.
-        with heard_replies():
-            rows = await self._reward.judge([self.blank.under(tried.rubric) for _, tried in fresh])
         said = []
-        for (number, tried), row in zip(fresh, rows, strict=True):
-            tried.row = row
+        for number, tried in fresh:
+            row = await self._judge(tried)
             reward = "no reward" if row.unjudged is not None else f"reward {row.reward:+.4f}"
-            said.append(f"Draft {number}: {reward}. {fenced_result(row.feedback)} {_pair_of(tried)}")
+            said.append(f"Draft {number}: {reward}. {fenced_result(row.feedback)} {tried.pair}")
         return "\n".join(said)
+
+    async def _judge(self, tried: Tried) -> Judgement:
+        """Has one draft judged, alone: its score does not depend on what else is under way."""
+        # Its replies were counted as they were written; the reward finds them in the cache or the ledger.
+        with heard_replies():
+            (tried.row,) = await self._place.reward.judge([self.blank.under(tried.rubric)])
+        assert tried.row is not None
+        return tried.row
 
     async def _compare(self, argument: str) -> str:
         scored = sum(tried.scored for tried in self._tried)
         if not scored:
-            raise Misuse("No draft is scored yet; `score` measures drafts.")
+            raise MisuseError("No draft is scored yet; `score` measures drafts.")
         if scored == self._compared:
-            raise Misuse(f"Nothing was scored since. {self._ranking()}")
+            raise MisuseError(f"Nothing was scored since. {ranking(self._tried)}")
         self._compared = scored
-        return self._ranking()
+        return ranking(self._tried)
 
     async def _finish(self, argument: str) -> str:
         number = self.best if not _NUMBER.search(argument) else self._numbers_in(argument, FINISH, "a draft", most=1)[0]
         if number is None:
-            raise Misuse("There is no draft to finish with; write one with `draft`.")
+            raise MisuseError("There is no draft to finish with; write one with `draft`.")
         if self._draft_of(number).draft is None and self._pairs_left < 1:
-            raise Misuse(f"Draft {number} has no pair, and none can be written any more; finish with a scored draft.")
+            raise MisuseError(f"Draft {number} has no pair, and no pair is left; finish with a scored draft.")
         self._chosen = number
         return f"Draft {number} is the rubric."
 
     def _numbers_in(self, argument: str, tool: str, what: str, *, most: int | None) -> list[int]:
         numbers = list(dict.fromkeys(int(text[:9]) for text in _NUMBER.findall(argument)))
         if not numbers or (most is not None and len(numbers) > most):
-            raise Misuse(f"`{tool}` takes the number of {what}, such as `Do: {tool} 1`.")
+            raise MisuseError(f"`{tool}` takes the number of {what}, such as `Do: {tool} 1`.")
         return numbers
 
-    def _draft_of(self, number: int) -> _Tried:
+    def _draft_of(self, number: int) -> Tried:
         if not 1 <= number <= len(self._tried):
             there = f"there are drafts 1 to {len(self._tried)}" if self._tried else "there is none yet"
-            raise Misuse(f"There is no draft {number}; {there}.")
+            raise MisuseError(f"There is no draft {number}; {there}.")
         return self._tried[number - 1]
 
     def _same(self, rubric: Rubric) -> int | None:
@@ -375,43 +378,15 @@ class Desk:
         if wanted and (spent := self.spent) is not None:
             return f"No pair is written, because {ENDINGS[spent]}."
         if wanted > self._pairs_left:
-            raise Misuse(
+            raise MisuseError(
                 f"{self._pairs_left} of {self.config.drafts} pairs are left, and that takes {wanted}. "
-                f"{self._ranking()}".strip()
+                f"{ranking(self._tried)}".strip()
             )
         return None
 
-    async def _write_pairs(self, tried: list[_Tried]) -> None:
+    async def _write_pairs(self, tried: list[Tried]) -> None:
         """Writes the pairs of drafts, at the same time; they are in the cache when the reward asks for them."""
-        drafter = self._reward.drafter
+        drafter = self._place.reward.drafter
         drafts = await asyncio.gather(*(drafter.write(self.blank.under(each.rubric)) for each in tried))
         for each, draft in zip(tried, drafts, strict=True):
             each.draft = drafter.check(draft)
-
-    def _ranking(self) -> str:
-        """All scored drafts, the best first."""
-        scored = [(n, tried.row) for n, tried in self._numbered if tried.row is not None and tried.scored]
-        scored.sort(key=lambda each: (not each[1].valid, -each[1].reward, each[0]))
-        return "\n".join(
-            f"Draft {number}: reward {row.reward:+.4f}, {'valid' if row.valid else 'invalid'}." for number, row in scored
-        )
-
-
-def _valid(tried: _Tried) -> bool | None:
-    if tried.row is not None:
-        return None if tried.row.unjudged is not None else tried.row.valid
-    return None if tried.draft is None or tried.draft.unjudged is not None else tried.draft.valid
-
-
-def _pair_of(tried: _Tried) -> str:
-    """The pair of a draft and what is wrong with it, on one line."""
-    draft = tried.draft
-    assert draft is not None
-    if draft.pair is None:
-        return f"No pair could be read: {fenced_result(' '.join(draft.remarks))}"
-    lines, answer = shown(draft.pair)
-    said = f"Question: {fenced_result(' · '.join(lines))} Answer: {fenced_result(answer)}"
-    if tried.row is None:
-        wrong = fenced_result("; ".join(draft.remarks))
-        said += f" It fails: {wrong}." if wrong else " It passes the checks."
-    return said
