@@ -53,6 +53,7 @@ class RubricAuthor:
 
     Attributes:
         trajectories: What was done, by passage and seed.
+        judged: The judgements of the scored drafts, by passage and seed, in the order of the drafts.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RubricAuthor:
         self.model = model
         self.role = role
         self.trajectories: dict[tuple[str, int], Trajectory] = {}
+        self.judged: dict[tuple[str, int], list[Judgement]] = {}
         self._write = write
         self._place = place
 
@@ -97,7 +99,8 @@ class RubricAuthor:
             await (self._by_plan(desk) if decided == "plan" else self._by_model(desk, blank))
             await desk.conclude()
         trajectory = desk.trajectory(self.model.name, decided)
-        self.trajectories[blank.passage.id, blank.seed] = trajectory
+        place = (blank.passage.id, blank.seed)
+        self.trajectories[place], self.judged[place] = trajectory, desk.judged
         return blank.under(trajectory.rubric or desk.nothing())
 
     def of(self, judged: Sequence[Judgement]) -> list[Trajectory]:

@@ -135,6 +135,11 @@ class Desk:
         return best_of(self._tried)
 
     @property
+    def judged(self) -> list[Judgement]:
+        """The judgements of the scored drafts, in their order."""
+        return [tried.row for tried in self._tried if tried.row is not None]
+
+    @property
     def numbers(self) -> str:
         """The numbers of all drafts, as `score` takes them."""
         return " ".join(str(number) for number, _ in self._numbered)

@@ -77,7 +77,7 @@ class AuthorDraft(Record):
 
 
 class Trajectory(Record):
-    """All steps for one passage and seed; a line of `author.jsonl`.
+    """All steps for one passage and seed; a line of the run's file of trajectories.
 
     Attributes:
         passage_id: The passage.
