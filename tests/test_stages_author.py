@@ -63,7 +63,7 @@ def with_author(number: int, request: dict[str, Any]) -> Answer:
         done = text.count("\nResult: ")
         if done < len(STEPS):
             return said(f"Thought: on to step {done + 1}\n{STEPS[done]}")
-        rewards = re.findall(r"Draft (\d): reward ([+-][\d.]+)", text)
+        rewards = re.findall(r"Draft (\d): reward (\S+)\.", text)
         return said(f"Do: finish {max(rewards, key=lambda each: float(each[1]))[0]}")
     if "Rubric: cause" in text:
         name = re.findall(r"The city of (\w+) mined (\w+)", text)[-1]
@@ -186,7 +186,7 @@ def test_validate_and_forecast_know_what_the_author_asks_for(tmp_path: Path) -> 
     assert by_model.expected - static.expected == pytest.approx(20 * (9 + 3))
     assert by_model.high - static.high == pytest.approx(20 * (12 + 3))
     lessons = {"optimizers.policy": {"enabled": True, "method": "expert", "learn_from": "author"}, "author.lessons": 4}
-    alone = sent("train_policy", **{"optimizers.policy": {"enabled": True, "method": "expert"}}, **chat)
+    alone = sent("train_policy", **{"optimizers.policy": {"enabled": True, "method": "expert"}})
     assert sent("train_policy", **lessons, **chat).expected - alone.expected == pytest.approx(4 * (9 + 3))
     room = disk_need(changed(base, {**arms, **chat}), tmp_path).parts["replies"]
     assert room > disk_need(changed(base, {"synthesis.arms": ["static"]}), tmp_path).parts["replies"]

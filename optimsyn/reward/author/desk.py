@@ -333,7 +333,7 @@ class Desk:
         said = []
         for number, tried in fresh:
             row = await self._judge(tried)
-            reward = "no reward" if row.unjudged is not None else f"reward {row.reward:+.4f}"
+            reward = "no reward" if row.unjudged is not None else f"reward {row.reward:+.3g}"
             said.append(f"Draft {number}: {reward}. {fenced_result(row.feedback)} {tried.pair}")
         return "\n".join(said)
 

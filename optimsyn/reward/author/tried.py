@@ -77,5 +77,5 @@ def ranking(tried: Sequence[Tried]) -> str:
     """All scored drafts, a line each, the best first."""
     scored = [(n, each.row) for n, each in enumerate(tried, 1) if each.row is not None and each.scored]
     scored.sort(key=lambda each: (not each[1].valid, -each[1].reward, each[0]))
-    said = (f"reward {row.reward:+.4f}, {'valid' if row.valid else 'invalid'}" for _, row in scored)
+    said = (f"reward {row.reward:+.3g}, {'valid' if row.valid else 'invalid'}" for _, row in scored)
     return "\n".join(f"Draft {number}: {line}." for (number, _), line in zip(scored, said, strict=True))
