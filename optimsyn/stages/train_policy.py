@@ -12,7 +12,7 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.recipe.sections.arms import trained_as
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
-from optimsyn.stages.candidates import author_of, guiding_text_of
+from optimsyn.stages.candidates import author_of, forget_untrained, guiding_text_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -122,6 +122,8 @@ async def _judged_drafts(
         for passage in passages
     ]
     await asyncio.gather(*(author.ask(blank) for blank in blanks))
+    # The policy that is trained next needs the memory.
+    await forget_untrained(tools)
     done = [author.trajectories[blank.passage.id, blank.seed] for blank in blanks]
     write_jsonl(tools.run.path("train_policy", LESSONS), done)
     return [row for blank in blanks for row in author.judged[blank.passage.id, blank.seed]]
