@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import subprocess
@@ -12,7 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from optimize_helpers import BASE_TEXT, WORTH, PairWriter, Scorer, Shape, make_reward, noise, passages, tiny_policy
+from optimize_helpers import (
+    BASE_TEXT,
+    WORTH,
+    PairWriter,
+    Scorer,
+    Shape,
+    make_reward,
+    noise,
+    passages,
+    rubric,
+    tiny_policy,
+)
 from runs_helpers import tiny_recipe
 
 from optimsyn.base.errors import ServiceError, StageError
@@ -23,10 +35,14 @@ from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.optimize.rounds import judged
 from optimsyn.optimize.rounds.held import compared
+from optimsyn.optimize.rounds.taught import taught_rubrics
+from optimsyn.programs.rubric import complete_rubric
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 from optimsyn.recipe.sections.reward import Reward
+from optimsyn.reward.drafting import RubricRequest
+from tests.llm_helpers import save_tiny_model
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
 METHODS = {"expert": {"lr": 3e-2, "epochs": 12}, "dpo": {"lr": 1e-2, "epochs": 6, "kl": 0.1}}
@@ -262,3 +278,47 @@ def test_the_penalty_in_units_of_the_spread() -> None:
     for flat in ([], [0.1], [0.1, 0.1]):
         with pytest.raises(StageError, match=r"reward\.penalty_unit"):
             spread.penalty(flat)
+
+
+def lessons(reward: Any, count: int) -> list[Any]:
+    """Judged rubrics of somebody else: a good and a poor one for each of the first passages."""
+    asked = [
+        RubricRequest(passage=each, kind="free", rubric=rubric(kind), guiding_text=BASE_TEXT, seed=3, variant="author")
+        for each in passages(count)
+        for kind in ("mechanism", "definition")
+    ]
+    return asyncio.run(reward.judge(asked))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_rubric_of_the_author_is_one_that_the_policy_could_have_sampled(tmp_path: Path, chat: bool) -> None:
+    reward = make_reward()
+    task = task_of(save_tiny_model(tmp_path / "tiny", chat=chat), tmp_path / "run", reward, "expert", held_passages=2)
+    task.taught = lessons(reward, 3)
+    _, tokenizer = task.load_model()
+    rows = taught_rubrics(task, tokenizer, held={"p1"})
+    assert [row.passage_id for row in rows] == ["p0", "p0", "p2", "p2"]
+    for row, lesson in zip(rows, [each for each in task.taught if each.passage_id != "p1"], strict=True):
+        assert complete_rubric(tokenizer.decode(row.completion, skip_special_tokens=True)) == lesson.rubric
+        assert row.prompt == task.prompt_ids(
+            tokenizer, task.row(tokenizer, passages(3)[int(row.passage_id[1])], 3, "free")
+        )
+        assert (row.reward, row.valid, row.finished, row.held) == (lesson.reward, True, True, False)
+        end = tokenizer.decode(row.completion[-2:])
+        assert end == "\n\n" if not chat else row.completion[-1] == tokenizer.eos_token_id
+
+
+def test_expert_iteration_begins_with_what_the_author_has_judged(policy: Path, tmp_path: Path) -> None:
+    reward, small = make_reward(), {"rounds": 1, "steps": 1, "group_size": 2, "epochs": 1, "held_passages": 2}
+    alone = train_policy(task_of(policy, tmp_path / "alone", make_reward(), "expert", **small))
+    task = task_of(policy, tmp_path / "taught", reward, "expert", **small)
+    task.taught = lessons(reward, 14)
+    taught = train_policy(task)
+    held = {row["passage_id"] for row in iter_json(tmp_path / "taught" / "rubrics.jsonl") if row["held"]}
+    assert len(held) == 2
+    # The good one of each pair is above its passage's mean; with the policy's own, its two passages have others too.
+    assert taught.history[0]["trained_on"] >= 10 + alone.history[0]["trained_on"] > 10 - len(held)
+    # Another lesson is another training.
+    task = task_of(policy, tmp_path / "taught", reward, "expert", **small)
+    task.taught = lessons(reward, 2)
+    assert train_policy(task).history[0]["trained_on"] < 10

@@ -100,7 +100,7 @@ def test_all_arms_are_asked_alike_and_the_pool_costs_what_the_policy_cost(
     assert {row.get("temperature") for row in bought} == {0.8}
     guided = {name: {row["guiding_text"] for row in rows} for name, rows in arms.items()}
     assert guided == {
-        **{name: {OWN} for name in ("static", "static_pool", "untrained_policy", "policy")},
+        **{name: {OWN} for name in ("static", "static_pool", "untrained_policy", "author", "policy")},
         **{name: {SEARCHED} for name in ("optimized", "both")},
         "insider": {INSIDER},
         "no_rubric": {""},

@@ -167,7 +167,7 @@ def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bo
         preflight.problems += price_problems(recipe, "--cost-usd")
     preflight.raise_if_refused()
     models = recipe.models
-    writers = [spec for spec in (models.generator, models.rubric, models.reflection, models.judge) if spec is not None]
+    writers = list(models.writers.values())
     roles = [*writers, models.target, recipe.trained_target]
     pinned = any(spec.device.startswith("cuda:") for spec in roles)
     return replace(

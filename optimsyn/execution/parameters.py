@@ -213,15 +213,9 @@ def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
         changes=values.get("changes") or {},
     )
     models = chosen.models
-    roles = {
-        "generator": models.generator,
-        "rubric": models.rubric,
-        "reflection": models.reflection,
-        "judge": models.judge,
-    }
     problems: list[str] = []
-    for role, spec in roles.items():
-        if spec is not None and spec.provider in ("litellm", "own"):
+    for role, spec in models.writers.items():
+        if spec.provider in ("litellm", "own"):
             problems += availability(role, spec, network=False).problems
     if problems:
         raise RecipeError(f"{'generator' if values.get('generator') else 'recipe'}: {'; '.join(problems)}")

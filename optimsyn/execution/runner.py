@@ -238,9 +238,8 @@ def embedded_server(run: Run) -> AbstractContextManager[Any]:
 
     In a batch, all runs may already share one.
     """
-    models = run.recipe.models
-    specs = (models.generator, models.rubric, models.reflection, models.judge)
-    if not any(spec is not None and spec.provider == "embedded" and not on_gpu(spec) for spec in specs):
+    specs = run.recipe.models.writers.values()
+    if not any(spec.provider == "embedded" and not on_gpu(spec) for spec in specs):
         return nullcontext()
     from optimsyn.llm.embedded.server import EmbeddedServer, published_server
 

@@ -126,8 +126,11 @@ def disk_need(
     candidates = each * len(recipe.variants)
     if "static_pool" in recipe.variants:
         candidates += synthesis.pool or (trained or searched)
-    judged = searched + trained + candidates
-    replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained
+    author = recipe.author
+    rubrics = each if "author" in recipe.variants else 0
+    rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
+    judged = searched + trained + candidates + rubrics * author.drafts
+    replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained + rubrics * (author.steps + author.drafts)
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)

@@ -16,6 +16,7 @@ from optimsyn.data.questions import OTHER, QuestionSets, check_other_questions, 
 from optimsyn.data.records import Document
 from optimsyn.llm.hosted.capabilities import price_problem
 from optimsyn.machine.availability import Availability, availability, device_problems, memory_needed, memory_problems
+from optimsyn.machine.preflight_author import check_author
 from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets, check_trained
 from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
@@ -65,6 +66,7 @@ def validate(
         _check_custom_parts(recipe, preflight)
         preflight.problems += method_problems(recipe)
         preflight.warnings += idle_optimizers(recipe.synthesis, recipe.optimizers)
+        check_author(recipe, preflight)
         preflight.warnings += _same_judge(recipe)
         _check_stages(recipe, preflight)
         readable = _check_readers(recipe, preflight)

@@ -92,6 +92,8 @@ class _Grpo:
 
     def problem(self, recipe: Recipe) -> str | None:
         """What the installation lacks."""
+        if recipe.optimizers.policy.learn_from:
+            return "learn_from is for expert and dpo, since grpo learns from its own rubrics alone; set method: expert"
         sampler = recipe.optimizers.policy.sampler
         if sampler.startswith("vllm") and find_spec("vllm") is None:
             return f"sampler: {sampler} needs the package vllm; pip install 'optimsyn[vllm]', or use transformers"

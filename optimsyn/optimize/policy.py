@@ -88,6 +88,7 @@ def _identity(task: PolicyTask) -> Identity:
             **({} if task.start is None else {"the adapter that it begins from": folder_fingerprint(task.start)}),
             "optimizers.policy": config,
             **({"the source of optimizers.policy.method": own} if own else {}),
+            **({"what it is taught": [(row.key, row.reward) for row in task.taught]} if task.taught else {}),
             "the passages": [(passage.id, passage.text) for passage in task.passages],
             "the guiding text": task.guiding_text,
             "the seed": task.seed,

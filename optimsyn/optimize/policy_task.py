@@ -65,6 +65,7 @@ class PolicyTask:
         start: A peft adapter that the training begins from, in place of a new LoRA of the recipe's size.
         load: Overrides the loading of model and tokenizer, for models that are already in memory.
         report: Called before and after each step with the steps done and their total.
+        taught: Rubrics that somebody else has written for some of the passages, judged by the same reward.
     """
 
     spec: ModelSpec
@@ -78,6 +79,7 @@ class PolicyTask:
     start: Path | None = None
     load: LoadModel | None = None
     report: Callable[[int, int], None] | None = None
+    taught: Sequence[Judgement] = ()
     _judged: int = field(init=False, default=0)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -158,9 +160,7 @@ class PolicyTask:
         """
         from optimsyn.programs.rubric import rubric_prompt
 
-        manner: Manner = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        if self.spec.provider == "embedded":
-            manner = "writer"
+        manner = self.manner(tokenizer)
         form = self.shape.form(kind).described()
         return {
             "prompt": rubric_prompt(self.guiding_text, passage, form, manner=manner),
@@ -170,6 +170,12 @@ class PolicyTask:
             "rubric_model": self.spec.name,
             "seed": seed,
         }
+
+    def manner(self, tokenizer: Any) -> Manner:
+        """How the policy is addressed."""
+        if self.spec.provider == "embedded":
+            return "writer"
+        return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
 
     def prompt_ids(self, tokenizer: Any, row: dict[str, Any]) -> list[int]:
         """The tokens of a row's prompt, as when the policy is used."""

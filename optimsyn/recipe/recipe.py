@@ -24,6 +24,7 @@ from optimsyn.recipe.bundled import find_recipe
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.sections.arms import ARMS, CEILINGS, arm_problems
+from optimsyn.recipe.sections.author import AUTHOR_OFF, Author, author_model, author_problems, works
 from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
 from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
 from optimsyn.recipe.sections.influence import Influence, twin_problem
@@ -61,7 +62,7 @@ __all__ = [
     "TargetSpec",
 ]
 
-VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
+VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "author", "optimized", "policy")
 
 
 def _without_what_says_nothing(section: Section, raw: dict[str, Any], later: tuple[str, ...]) -> None:
@@ -86,6 +87,7 @@ class Recipe(Shown, Whole):
     influence: Influence = Influence()
     reward: Reward = Reward()
     optimizers: Optimizers = Optimizers()
+    author: Author = Author()
     synthesis: Synthesis = Synthesis()
     checks: Checks = Checks()
     fine_tune: FineTune = FineTune()
@@ -222,6 +224,9 @@ class Recipe(Shown, Whole):
             rows.append(("reflection", _model(models.reflection)))
         if models.judge is not None:
             rows.append(("judge", f"{_model(models.judge)}, as a {self.checks.judge.mode}"))
+        if works(self.author, self.synthesis):
+            most = f"up to {self.author.steps:,} steps and {self.author.drafts:,} judged drafts a rubric"
+            rows.append(("author", f"{_model(author_model(models))}, {most}"))
         rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
         trained = "" if self.fine_tune.target is None else f", of {_model(self.fine_tune.target)}"
         learned = [
@@ -293,6 +298,10 @@ class Recipe(Shown, Whole):
         if self.models.judge is None:
             raw["models"].pop("judge")
             raw["checks"].pop("judge")
+        if self.models.author is None:
+            raw["models"].pop("author")
+        if self.author == AUTHOR_OFF:
+            raw.pop("author")
         if not self.seeds.given:
             raw.pop("seeds")
         if not self.stages:
@@ -314,7 +323,11 @@ class Recipe(Shown, Whole):
         """The variants that this recipe synthesizes, in order: its arms, or all but those of disabled optimisers."""
         if self.synthesis.arms is not None:
             return tuple(v for v in ARMS if v in self.synthesis.arms and v != "validation")
-        on = {"optimized": self.optimizers.prompt.enabled, "policy": self.optimizers.policy.enabled}
+        on = {
+            "author": self.author.enabled,
+            "optimized": self.optimizers.prompt.enabled,
+            "policy": self.optimizers.policy.enabled,
+        }
         return tuple(v for v in VARIANTS if on.get(v, True))
 
     @property
@@ -396,13 +409,15 @@ class Recipe(Shown, Whole):
     def _consistent(self) -> Recipe:
         wrong = []
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
-            why = "but its optimiser is disabled; enable it"
+            part = "author" if self.synthesis.dataset == "author" else "optimiser"
+            why = f"but its {part} is disabled; enable it"
             if self.synthesis.arms is not None:
                 why = "but synthesis.arms does not name it; add it"
             wrong.append(
                 f"synthesis.dataset is {self.synthesis.dataset!r}, {why} or choose one of {', '.join(self.variants)}"
             )
         wrong += arm_problems(self.synthesis, self.optimizers, self.models.rubric)
+        wrong += author_problems(self.author, self.synthesis, self.optimizers, self.models)
         if self.models.target.api_base is not None:
             wrong.append(
                 "models.target: influence needs gradients, so the target must be `embedded`, a hub id or a local "

@@ -36,6 +36,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
         "max_tokens": 120,
         "save_every": 1,
     },
+    "author": {"steps": 8, "drafts": 2, "lessons": 1},
     "synthesis": {"pairs": 3, "oversample": 1.4, "pool": 8},
     "fine_tune": {"steps": 2, "batch_size": 3},
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},
@@ -94,6 +95,8 @@ def resized(recipe: WholeT, size: str) -> WholeT:
             section = section[part]
         # Null stays null.
         section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
+    # The embedded model follows no instructions.
+    raw["author"]["decides"] = "auto" if raw["author"]["decides"] == "model" else raw["author"]["decides"]
     if raw["synthesis"]["arms"] is not None:
         # Arms have one round of candidates, of which the embedded model's are valid every second time.
         raw["synthesis"] |= _CANDIDATES_OF_ARMS

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
     from optimsyn.llm.replies import Reply
     from optimsyn.recipe.sections.synthesis import Synthesis, Variant
+    from optimsyn.reward.author.agent import RubricAuthor
     from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
@@ -28,6 +29,8 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
         return ""
     if variant == "insider":
         return tools.recipe.synthesis.insider_text or ""
+    if variant == "author" and tools.recipe.author.text == "optimized":
+        return tools.best_guiding_text
     return tools.recipe.guiding_text if under_own_text(variant, tools.recipe.synthesis) else tools.best_guiding_text
 
 
@@ -44,12 +47,14 @@ def sampler_of(tools: Tools, variant: str) -> LanguageModel | None:
 def by_sampler(tools: Tools, variants: Sequence[Variant]) -> list[list[Variant]]:
     """The variants in groups that are written one after the other, so that two policies are never in memory together.
 
-    One group where only the policy's own rubrics are sampled here.
+    One group where only the policy's own rubrics are sampled here. The author is a group of its own: which of its
+    drafts is scored first depends on the replies, and no score of another variant may depend on that.
     """
-    if not any(variant not in TRAINED and sampler_of(tools, variant) is not None for variant in variants):
-        return [list(variants)] if variants else []
-    trained = [variant for variant in variants if variant in TRAINED]
-    return [group for group in ([v for v in variants if v not in TRAINED], trained) if group]
+    sampled = any(variant not in TRAINED and sampler_of(tools, variant) is not None for variant in variants)
+    trained = [variant for variant in variants if sampled and variant in TRAINED]
+    first: list[Variant] = [variant for variant in variants if variant not in trained and variant != "author"]
+    alone: list[Variant] = ["author"] if "author" in variants else []
+    return [group for group in (first, alone, trained) if group]
 
 
 def written_at_first(tools: Tools, variant: str, config: Synthesis) -> int:
@@ -84,7 +89,41 @@ def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
     )
 
 
-def rubric_source(tools: Tools, variant: str, report: Callable[[], None] = lambda: None) -> Ask:
+def author_of(tools: Tools, reward: InfluenceReward, guiding_text: str | None = None) -> RubricAuthor:
+    """The recipe's author, who has its drafts judged by a reward.
+
+    Args:
+        tools: The run's models and passages.
+        reward: Of the stage; the author's judgements enter its ledger.
+        guiding_text: What the drafts of a rubric writer follow; None: the text of the variant author.
+    """
+    from optimsyn.reward.author.agent import RubricAuthor
+    from optimsyn.reward.author.desk import Workplace
+    from optimsyn.reward.author.library import Library, kinds_of
+
+    text = guiding_text_of(tools, "author") if guiding_text is None else guiding_text
+    return RubricAuthor(
+        tools.recipe.author,
+        tools.author_model,
+        _writer_of(tools, "author", text),
+        Workplace(reward, Library(tools.passages), kinds_of(tools.validation), tools.shape),
+        role="rubric" if tools.recipe.models.author is None else "author",
+    )
+
+
+def _writer_of(tools: Tools, variant: str, guiding_text: str) -> WriteRubric:
+    """Writes a variant's rubrics: sampled as the policy's, or by the rubric writer."""
+    from optimsyn.reward.drafting import with_writer
+
+    sampler = sampler_of(tools, variant)
+    return (
+        with_writer(tools.rubric_writer(guiding_text)) if sampler is None else partial(_sampled_rubric, tools, sampler)
+    )
+
+
+def rubric_source(
+    tools: Tools, variant: str, report: Callable[[], None] = lambda: None, author: RubricAuthor | None = None
+) -> Ask:
     """Adds the rubric to requests of a variant, or the reason why none could be read, as `requested` does.
 
     A rubric that cannot be parsed becomes a request with its error, which the reward judges as invalid; one whose
@@ -94,18 +133,20 @@ def rubric_source(tools: Tools, variant: str, report: Callable[[], None] = lambd
         tools: The run's models and passages.
         variant: Where rubrics come from.
         report: Called after each rubric.
+        author: Writes those of the variant author.
     """
-    from optimsyn.reward.drafting import requested, with_writer
+    from optimsyn.reward.drafting import requested
 
     write: WriteRubric | None = None
-    sampler = sampler_of(tools, variant)
-    if sampler is not None:
-        write = partial(_sampled_rubric, tools, sampler)
-    elif variant != "no_rubric":
-        write = with_writer(tools.rubric_writer(guiding_text_of(tools, variant)))
+    if variant not in ("no_rubric", "author"):
+        write = _writer_of(tools, variant, guiding_text_of(tools, variant))
 
     async def ask(blank: RubricRequest) -> RubricRequest:
-        request = await requested(blank, write)
+        if variant == "author":
+            assert author is not None
+            request = await author.ask(blank)
+        else:
+            request = await requested(blank, write)
         report()
         return request
 
@@ -186,6 +227,7 @@ async def write_candidates(
     variants: Sequence[Variant],
     config: Synthesis,
     report: Callable[[], None] = lambda: None,
+    author: RubricAuthor | None = None,
 ) -> dict[Variant, list[Judgement]]:
     """Writes and judges candidates of some variants until `config.pairs` of each are valid.
 
@@ -199,6 +241,7 @@ async def write_candidates(
         variants: Where rubrics come from.
         config: How many valid candidates each variant needs, and how many are written for them.
         report: Called after each rubric.
+        author: Writes the rubrics of the variant author; keeps how.
 
     Returns:
         Every judged candidate of each variant in order of index, valid or not.
@@ -207,7 +250,7 @@ async def write_candidates(
         StageError: A variant has no valid candidate; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
-    sources = {variant: rubric_source(tools, variant, report) for variant in variants}
+    sources = {variant: rubric_source(tools, variant, report, author) for variant in variants}
     judged: dict[Variant, list[Judgement]] = {variant: [] for variant in variants}
     to_write = {variant: written_at_first(tools, variant, config) for variant in variants}
 

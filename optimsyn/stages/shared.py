@@ -132,6 +132,12 @@ class Tools:
         """The untrained model that writes rubrics."""
         return self._language_model("rubric", self.recipe.models.rubric)
 
+    @cached_property
+    def author_model(self) -> LanguageModel:
+        """The model that calls the author's tools: `models.author`, or the rubric model."""
+        spec = self.recipe.models.author
+        return self.rubric_model if spec is None else self._language_model("author", spec)
+
     def _language_model(self, role: str, spec: ModelSpec) -> LanguageModel:
         from optimsyn.llm.factory import load_language_model
 

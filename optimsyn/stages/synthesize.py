@@ -20,6 +20,7 @@ from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.attribution import keep_token_shares
 from optimsyn.stages.candidates import (
+    author_of,
     by_sampler,
     forget_untrained,
     write_candidates,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from optimsyn.runs.stage_handle import Count
 
 FEWEST_PAIRS = 2
+TRAJECTORIES = "author.trajectories.jsonl"
+"""What the author did for each candidate."""
 
 
 def run(run: Run) -> SynthesizeResult:
@@ -52,8 +55,9 @@ def run(run: Run) -> SynthesizeResult:
             return SynthesizeResult.load(run)
         tools = Tools(run, stage)
         config = run.recipe.synthesis
-        # A rubric and a verdict for each candidate; further rounds add to that.
+        # A rubric and a verdict for each candidate, and verdicts on an author's drafts; further rounds add to that.
         total = 2 * sum(written_at_first(tools, variant, config) for variant in run.recipe.variants)
+        total += run.recipe.author.drafts * config.first_round if "author" in run.recipe.variants else 0
         progress = stage.count(total, "rubrics and verdicts", last=config.select != "set")
         reward = tools.reward("synthesize", lambda now, different: progress.add(now))
         if tools.asks_at_once:
@@ -90,9 +94,12 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
         missing.append(variant)
     progress.add(0)
     for group in by_sampler(tools, missing):
-        written = run_sync(write_candidates(tools, reward, group, run.recipe.synthesis, progress.add))
+        author = author_of(tools, reward) if "author" in group else None
+        written = run_sync(write_candidates(tools, reward, group, run.recipe.synthesis, progress.add, author))
         run_sync(forget_untrained(tools))
         for name, rows in written.items():
+            if name == "author" and author is not None:
+                write_jsonl(run.path("synthesize", TRAJECTORIES), author.of(rows))
             write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
             judged[name] = rows
     return {variant: judged[variant] for variant in run.recipe.variants}

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
+from optimsyn.base.files import write_jsonl
+from optimsyn.base.seeds import derive_seed
 from optimsyn.recipe.sections.arms import trained_as
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
-from optimsyn.stages.candidates import guiding_text_of
+from optimsyn.stages.candidates import author_of, forget_untrained, guiding_text_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
+    from optimsyn.reward.author.agent import RubricAuthor
+    from optimsyn.reward.judgements import Judgement
+    from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
 
-
+LESSONS = "author.jsonl"
+"""What the author did for the passages that the policy learns from."""
 _CONCLUDED = (
     "kl_per_token kept_round stopped held_passages held_difference held_low held_high"  # of `PolicyResult.outcome`
 ).split()
@@ -47,18 +55,21 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     config = recipe.optimizers.policy
     reward = tools.reward("train_policy", given=recipe.reward.given)
     stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
+    guiding_text = guiding_text_of(tools, trained_as(recipe.synthesis))
+    taught = _lessons(tools, reward, guiding_text) if "author" in config.learn_from else []
     trained = train_policy(
         PolicyTask(
             recipe.models.rubric,
             config,
             reward,
             tools.passages_for("optimize"),
-            guiding_text_of(tools, trained_as(recipe.synthesis)),
+            guiding_text,
             tools.shape,
             run.path("train_policy"),
             recipe.seed_of("policy"),
             start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
             report=stage.progress,
+            taught=taught,
         )
     )
     history = tuple(PolicyStep.model_validate(row) for row in trained.history)
@@ -72,9 +83,58 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
         reward_last=rewards[-1] if rewards else None,
         history=history,
         busy=loads_of(tools.meter),
-        notes=(*passed_over(reward), *_conclusions(config.method, trained.outcome)),
+        notes=(*passed_over(reward), *_taught(taught), *_conclusions(config.method, trained.outcome)),
         **{name: trained.outcome.get(name) for name in _CONCLUDED},
     ).save(run)
+
+
+def _lessons(tools: Tools, reward: InfluenceReward, guiding_text: str) -> list[Judgement]:
+    """All scored drafts of the author for some passages that the policy trains on, in the order of the passages.
+
+    What it did is in `author.jsonl`. A killed run goes on with the kept replies and judgements.
+    """
+    from optimsyn.llm.language_model import run_sync
+    from optimsyn.optimize.rounds.held import held_ids
+
+    recipe, seed = tools.recipe, tools.recipe.seed_of("policy")
+    passages = tools.passages_for("optimize")
+    held = held_ids(recipe.optimizers.policy, [passage.id for passage in passages], seed)
+    chosen = [passage for passage in passages if passage.id not in held][: recipe.author.lessons]
+    return run_sync(_judged_drafts(tools, author_of(tools, reward, guiding_text), chosen, guiding_text))
+
+
+async def _judged_drafts(
+    tools: Tools, author: RubricAuthor, passages: Sequence[Passage], guiding_text: str
+) -> list[Judgement]:
+    from optimsyn.reward.drafting import RubricRequest
+
+    seed, rubric_model = tools.recipe.seed_of("policy"), tools.recipe.models.rubric.name
+    blanks = [
+        RubricRequest(
+            passage=passage,
+            # The form in which the policy's own rubrics for this passage are compared.
+            kind=tools.shape.kind_for(derive_seed(seed, "kind", passage.id)),
+            guiding_text=guiding_text,
+            rubric_model=rubric_model,
+            seed=derive_seed(seed, "lesson", passage.id),
+            variant="author",
+        )
+        for passage in passages
+    ]
+    await asyncio.gather(*(author.ask(blank) for blank in blanks))
+    # The policy that is trained next needs the memory.
+    await forget_untrained(tools)
+    done = [author.trajectories[blank.passage.id, blank.seed] for blank in blanks]
+    write_jsonl(tools.run.path("train_policy", LESSONS), done)
+    return [row for blank in blanks for row in author.judged[blank.passage.id, blank.seed]]
+
+
+def _taught(rows: Sequence[Judgement]) -> list[str]:
+    """How much of the pool is the author's, as a sentence."""
+    if not rows:
+        return []
+    passages = len({row.passage_id for row in rows})
+    return [f"{len(rows):,} judged rubrics of the author, for {passages:,} passages, are in the pool of every round."]
 
 
 def _conclusions(method: str, outcome: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ VARIANT_LABELS = {
     "policy": "trained policy",
     "static_pool": "larger static pool",
     "untrained_policy": "untrained policy",
+    "author": "author with tools",
     "both": "trained policy, optimised text",
     "insider": "insider's guiding text",
     "validation": "validation questions",
@@ -28,6 +29,7 @@ VARIANT_COLORS = {
     "policy": "#CC5C9E",
     "static_pool": "#0072B2",
     "untrained_policy": "#8C6D1F",
+    "author": "#882255",
     "both": "#D55E00",
     "insider": "#4B4B9B",
     "validation": "#222222",
@@ -111,6 +113,7 @@ ROLE_LABELS = {
     "policy": "Policy",
     "reflection": "Reflection",
     "judge": "Judge",
+    "author": "Author",
     "other": "Others",
 }
 

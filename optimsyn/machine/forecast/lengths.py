@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.records import Pair, Passage
@@ -15,7 +15,9 @@ from optimsyn.llm.hosted.capabilities import abilities_of
 from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
 from optimsyn.programs.judge import judge_messages
 from optimsyn.programs.prompts import pair_prompts, rubric_prompts, writer_prompts
+from optimsyn.programs.prompts.author_prompts import author_messages
 from optimsyn.programs.task_shape import TaskShape
+from optimsyn.recipe.sections.author import author_model
 from optimsyn.runs.forecast import Range
 
 if TYPE_CHECKING:
@@ -29,7 +31,14 @@ _WORDIER = 1.1
 _EMBEDDED_WORDIER = 1.35
 # Tokens of thinking before such a short answer: some hundred, at most this share of the cap.
 _THOUGHT = 600
+# Tokens of an author's step with its result in later prompts, and of its thought and its line.
+_STEP_IN = 110
+_STEP_OUT = 40
 _THOUGHT_SHARE = 0.4
+
+
+Kind = Literal["rubric", "policy", "pair", "bare", "reflection", "judge", "author"]
+"""What a request asks for."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Lengths:
     reflection_out: Range
     judge_in: Range
     judge_out: Range
+    author_in: Range
+    author_out: Range
     notes: tuple[str, ...] = ()
 
 
@@ -93,6 +104,10 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         known = pair_prompts.writer_knows(form)
         return (pair_prompts.writer_prompt if known else pair_prompts.base_prompt)(form, text, under)
 
+    def author_prompt(text: str, kind: str) -> str:
+        described = shape.form(kind).described()
+        return _joined(author_messages(recipe.guiding_text, text, described, transcript="", left="", chat=True))
+
     quotes = [sentence for text in texts for sentence in _SENTENCE_END.split(text)]
     quote = max(1.0, sum(count_pair(sentence) for sentence in quotes) / max(1, len(quotes)))
 
@@ -109,6 +124,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         count_judge = _counter(models.judge)[0]
         judge_in = sum(count_judge(_judge_prompt(recipe, text)) for text in texts) / len(texts)
         judge_out = 8.0 * len(recipe.checks.judge.criteria)
+    author_in = mean(_counter(author_model(models))[0], author_prompt) + recipe.author.steps / 2 * _STEP_IN
     return Lengths(
         rubric_in=_prompt(mean(count_rubric, rubric_prompt)),
         rubric_out=_reply(models.rubric, rubric_reply * _WORDIER),
@@ -120,6 +136,8 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
         judge_in=_prompt(judge_in),
         judge_out=_reply(models.judge, judge_out) if models.judge is not None else Range(),
+        author_in=Range(low=0.6 * author_in, expected=author_in, high=2.5 * author_in),
+        author_out=_reply(author_model(models), _STEP_OUT + rubric_reply / 2),
         notes=tuple(notes),
     )
 

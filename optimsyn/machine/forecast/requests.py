@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from optimsyn.base.files import read_jsonl
 from optimsyn.data.splits import passage_parts
 from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
-from optimsyn.machine.forecast.lengths import Lengths, measure
+from optimsyn.machine.forecast.author import author_makes, author_teaches
+from optimsyn.machine.forecast.lengths import Kind, Lengths, measure
 from optimsyn.optimize.halving import MOST_PROPOSALS, most_pairs, rungs
 from optimsyn.recipe.sections.arms import has_weights
+from optimsyn.recipe.sections.author import author_model
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS, PromptSplit
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Passage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
     from optimsyn.runs.folder import Run
-
-Kind = Literal["rubric", "policy", "pair", "bare", "reflection", "judge"]
 
 # The stages that use batches if the recipe asks for them, and the price of a batch as a share of the usual one.
 BATCHED = ("warm_up", "synthesize")
@@ -187,7 +187,7 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
     work = {
         "warm_up": _first_draft(recipe),
         "optimize_prompt": _prompt_search(recipe, learned_from),
-        "train_policy": _policy_training(recipe, learned_from),
+        "train_policy": [*_policy_training(recipe, learned_from), *author_teaches(recipe, learned_from)],
         "synthesize": _synthesis(recipe, learned_from, known, _cached(recipe, passages, parts is not None)),
     }
     if recipe.models.judge is not None:
@@ -328,9 +328,10 @@ def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> li
     if recipe.synthesis.arms is not None:
         return _arms(recipe, passages, known, cached)
     candidates = _candidates(recipe, known)
+    authored = author_makes(recipe, candidates)
     sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
     new = candidates if sampled else candidates.less(cached)
-    work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
+    work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new), *authored]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
@@ -365,7 +366,7 @@ def _arms(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tu
         add(each * changed if "policy" in arms else each, "policy")
     if "insider" in arms:
         add(each)
-    return work
+    return work + author_makes(recipe, each)
 
 
 def _pool(recipe: Recipe, passages: int) -> Range:
@@ -415,6 +416,7 @@ def _priced(
         "bare": (models.generator, lengths.bare_in, lengths.pair_out),
         "reflection": (models.reflection, lengths.reflection_in, lengths.reflection_out),
         "judge": (models.judge, lengths.judge_in, lengths.judge_out),
+        "author": (author_model(models), lengths.author_in, lengths.author_out),
     }
     requests, read, written = Range(), Range(), Range()
     cost: Range | None = Range()

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from optimsyn.base.seeds import shuffled
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
+
 _RESAMPLES = 2000
+
+
+def held_ids(config: PolicyOptimizer, passages: Sequence[str], seed: int) -> set[str]:
+    """The ids of the passages that a training in rounds never trains on.
+
+    Args:
+        config: The recipe's section `optimizers.policy`.
+        passages: The ids of all passages.
+        seed: Of the training.
+    """
+    return set(shuffled(list(passages), seed, "held")[: config.held(len(passages))])
 
 
 @dataclass(frozen=True)

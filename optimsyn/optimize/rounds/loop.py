@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.seeds import derive_seed, shuffled
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.policy_task import RUBRICS, PolicyTask
 from optimsyn.optimize.quiet import quiet
-from optimsyn.optimize.rounds.held import compared, end_of
+from optimsyn.optimize.rounds.held import compared, end_of, held_ids
 from optimsyn.optimize.rounds.judged import JudgedRubric, RubricFile, by_passage, has_signal
+from optimsyn.optimize.rounds.taught import taught_rubrics
 from optimsyn.optimize.rounds.training import Learn
 from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, kl_per_token, put_weights, weights_of
 
@@ -48,12 +49,12 @@ class _Rounds:
         self.file = RubricFile(task.folder / RUBRICS, self.config.group_size)
         # A row is written when its round has ended.
         self.history = task.history(keep=lambda row: True)
-        held = self.config.held(len(task.passages))
-        chosen = set(shuffled([passage.id for passage in task.passages], task.seed, "held")[:held])
+        chosen = held_ids(self.config, [passage.id for passage in task.passages], task.seed)
         self.held = [passage for passage in task.passages if passage.id in chosen]
         self.passages = [passage for passage in task.passages if passage.id not in chosen]
         model, self.tokenizer = task.load_model()
         self.model = task.with_lora(model)
+        self.taught = taught_rubrics(task, self.tokenizer, chosen)
         self.start = weights_of(self.model)
         self.progress = len(self.history.rows) * (self.config.steps + 1)
 
@@ -92,7 +93,7 @@ class _Rounds:
         put_weights(self.model, self._weights(number - 1))
         row = {"step": number, **self._draw(number)}
         put_weights(self.model, self.start)
-        judged = by_passage(rubric for rubric in self.file.all() if not rubric.held)
+        judged = by_passage([*self.taught, *(rubric for rubric in self.file.all() if not rubric.held)])
         with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
             trained = learn(self.task, self.model, self.tokenizer, list(judged.values()))
         row |= {"trained_on": trained.examples, "loss": trained.loss}

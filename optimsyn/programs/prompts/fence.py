@@ -20,3 +20,11 @@ _LABEL = re.compile(
 def fenced(text: str) -> str:
     """A text of a document as one line of a prompt, in which no label of the prompt stands."""
     return _LABEL.sub(r"\1 :", " ".join(text.split()))
+
+
+_STEP = re.compile(r"\b(Do|Thought|Result|Text|Step \d+):(?=\s|$)", re.IGNORECASE)
+
+
+def fenced_result(text: str) -> str:
+    """A text as one line of an author's result, in which no label of a step stands either."""
+    return _STEP.sub(r"\1 :", fenced(text))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe.sections.optimizers import Optimizers
 
 ARMS: tuple[Variant, ...] = (
-    *("no_rubric", "static", "static_pool", "untrained_policy", "optimized", "policy", "both"),
+    *("no_rubric", "static", "static_pool", "untrained_policy", "author", "optimized", "policy", "both"),
     *("insider", "validation"),
 )
 """All arms, in the order of tables."""
@@ -38,7 +38,7 @@ def under_own_text(variant: str, synthesis: Synthesis) -> bool:
     """
     if variant == "policy":
         return synthesis.arms is not None
-    return variant in ("first_draft", "static", "static_pool", "untrained_policy")
+    return variant in ("first_draft", "static", "static_pool", "untrained_policy", "author")
 
 
 def trained_as(synthesis: Synthesis) -> Variant:

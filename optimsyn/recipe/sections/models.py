@@ -435,9 +435,19 @@ class Models(Section):
         None,
         description="Judges pairs as `checks.judge` says, at temperature 0 if none is given; null: nobody does.",
     )
+    author: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+        None,
+        description="Calls the tools of the author, as `author` says; null: the rubric model does.",
+    )
 
     @property
     def writers(self) -> dict[str, ModelSpec]:
         """The models that write text, by role."""
-        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection, "judge": self.judge}
+        roles = {
+            "generator": self.generator,
+            "rubric": self.rubric,
+            "reflection": self.reflection,
+            "judge": self.judge,
+            "author": self.author,
+        }
         return {role: spec for role, spec in roles.items() if spec is not None}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS
 from optimsyn.recipe.sections.models import Lora, Section
@@ -23,10 +23,16 @@ _ROOM_TO_LEARN = 4
 LATER_POLICY_FIELDS = (
     *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
     *("rounds", "epochs", "held_passages"),
+    "learn_from",
 )
 # Methods that train in rounds on rubrics judged before, and their learning rates; see docs/concepts/rubrics.md.
 ROUND_METHODS = {"expert": 2e-4, "dpo": 5e-5}
 _LR = 1e-5
+
+
+def _several(value: Any) -> Any:
+    """Lets a list of one be written without brackets."""
+    return [value] if isinstance(value, str) else value
 
 
 class PromptSplit(NamedTuple):
@@ -120,6 +126,11 @@ class PolicyOptimizer(Section):
         ge=0,
         description="expert, dpo: passages that are never trained on; the reward on them after each round decides "
         "whether to go on and which adapter is kept. At most half of the passages; 0: all rounds are made.",
+    )
+    learn_from: Annotated[tuple[Literal["author"], ...], BeforeValidator(_several)] = Field(
+        (),
+        description="expert, dpo: whose judged rubrics enter the pool beside the policy's own. author: those that the "
+        "author drafts for author.lessons passages, before the first round.",
     )
     steps: int = Field(4, ge=1, description="Steps of the training; of expert and dpo, of the sampling of one round.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")

@@ -12,7 +12,16 @@ from optimsyn.recipe.sections.parts import named
 from optimsyn.recipe.sections.warm_up import CANDIDATES_OF_A_HANDFUL
 
 Variant = Literal[
-    "no_rubric", "static", "static_pool", "untrained_policy", "optimized", "policy", "both", "insider", "validation"
+    "no_rubric",
+    "static",
+    "static_pool",
+    "untrained_policy",
+    "author",
+    "optimized",
+    "policy",
+    "both",
+    "insider",
+    "validation",
 ]
 # Newer fields with neutral values: a recipe without them keeps its fingerprint.
 LATER_SYNTHESIS_FIELDS = ("passages", "arms", "same_decoder", "pool", "insider_text")
@@ -40,15 +49,16 @@ class Synthesis(Section):
         "and the run says so.",
     )
     dataset: Literal[
-        "auto", "no_rubric", "static", "static_pool", "untrained_policy", "optimized", "policy", "both"
+        "auto", "no_rubric", "static", "static_pool", "untrained_policy", "author", "optimized", "policy", "both"
     ] = Field("auto", description="Variant that becomes the final dataset; auto: the last one that was learned.")
     arms: Annotated[tuple[Variant, ...] | None, BeforeValidator(_several)] = Field(
         None,
         min_length=1,
         description="Variants to compare, which then differ in one thing only: same decoder, temperature, passages and "
         "number of candidates. no_rubric; static; static_pool (static, as many candidates as an optimiser cost); "
-        "untrained_policy; optimized; policy (trained, under guiding_text); both (trained, under the optimised text); "
-        "the ceilings insider and validation. null: no_rubric, static, optimized, and policy under the optimised text.",
+        "untrained_policy; author (an agent with tools); optimized; policy (trained, under guiding_text); both "
+        "(trained, under the optimised text); the ceilings insider and validation. null: no_rubric, static, author "
+        "where it is enabled, optimized, and policy under the optimised text.",
     )
     same_decoder: bool | None = Field(
         None,

@@ -268,6 +268,8 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         roles["Reflection"] = models.reflection
     if models.judge is not None:
         roles["Judge"] = models.judge
+    if models.author is not None:
+        roles["Author"] = models.author
     if recipe.fine_tune.target is not None:
         roles["Fine-tuned on its pairs"] = recipe.fine_tune.target
     looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
