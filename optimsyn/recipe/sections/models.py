@@ -435,7 +435,7 @@ class Models(Section):
         None,
         description="Judges pairs as `checks.judge` says, at temperature 0 if none is given; null: nobody does.",
     )
-    author: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+    author: Annotated[ModelSpec | None, BeforeValidator(as_name)] = Field(
         None,
         description="Calls the tools of the author, as `author` says; null: the rubric model does.",
     )
