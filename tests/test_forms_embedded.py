@@ -1,7 +1,6 @@
-"""Reasoning to the report with the embedded model at the smallest size.
+"""The forms with lines to the report with the embedded model at the smallest size.
 
-It stands for the forms with lines, as it takes minutes; a service writes all of them in `test_forms_runs.py`. Of long
-answers and code the embedded model writes too few valid ones.
+A service writes all of them in `test_forms_runs.py`, in seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def smallest(form: str) -> Recipe:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", ["reasoning"])
+@pytest.mark.parametrize("form", ["code", "dialogue", "list", "long_answer", "reasoning"])
 def test_a_form_runs_to_the_end_with_the_embedded_model(form: str, tmp_path: Path) -> None:
     from optimsyn.report.page.report import write_report
 
