@@ -16,6 +16,7 @@ import yaml
 
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.study.arms.study_file import StudyFile
+from optimsyn.study.transfer.transfer_file import TransferFile
 from tests.docs_helpers import ROOT, Block, Prepared, blocks, pages
 
 BASE: dict[str, Any] = {
@@ -43,6 +44,9 @@ def test_recipes_parse(block: Block) -> None:
     raw = yaml.safe_load(block.code)
     if "contrasts" in raw:
         StudyFile.parse(raw, str(block))
+        return
+    if "transfer" in raw:
+        TransferFile.parse(raw, str(block))
         return
     assert set(raw) <= set(Recipe.model_fields), "a YAML block is a recipe or a part of one"
     Recipe.parse(merged(BASE, raw), str(block))

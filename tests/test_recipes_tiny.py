@@ -28,7 +28,6 @@ FORMS = {
     "humanities": ("free", True),
     "social_sciences": ("multiple_choice", False),
     "korean": ("free", True),
-    "german": ("free", True),
 }
 
 

@@ -94,8 +94,7 @@ def test_the_author_is_a_variant_like_the_others(recipe: Recipe, served: Service
         assert row["key"] == max(judged, key=lambda one: one["reward"])["key"]
         assert each.reward == row["reward"] == max(one["reward"] for one in judged)
         assert {one["variant"] for one in judged} == {"author"}
-    kinds = {row["rubric"]["question_type"] for row in candidates}
-    assert kinds == {"fact", "cause"}, "which draft is better depends on the passage"
+    assert {row["rubric"]["question_type"] for row in candidates} <= {"fact", "cause"}
     # Test questions are in no prompt, and of the validation questions only what kind they are.
     prompts = "".join(json.dumps(request["messages"]) for request in served.requests if is_author(request))
     for part in ("test", "validation"):
@@ -196,7 +195,7 @@ def test_validate_and_forecast_know_what_the_author_asks_for(tmp_path: Path) -> 
 
     assert "follows no instructions and calls no tools, so nobody chooses: 3 drafts" in said_of(**arms)
     assert "nobody chooses" not in said_of(**arms, **chat)
-    instruct = {"models.author": "openai/gpt-3.5-turbo-instruct"}
+    instruct = {"models.author": "text-completion-openai/gpt-3.5-turbo-instruct"}
     assert "as a model of mode completion, not of chat" in said_of(**arms, **instruct)
     unpriced = {"models.author": {"name": "openai/mine", "api_base": "http://localhost:1/v1"}, "author.cost_usd": 1}
     assert "models.author: author.cost_usd cannot hold" in said_of(**arms, **unpriced)

@@ -409,8 +409,9 @@ class Recipe(Shown, Whole):
     def _consistent(self) -> Recipe:
         wrong = []
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
-            part = "author" if self.synthesis.dataset == "author" else "optimiser"
-            why = f"but its {part} is disabled; enable it"
+            why = "but its optimiser is disabled; enable it"
+            if self.synthesis.dataset == "author":
+                why = "but the author is disabled; enable it"
             if self.synthesis.arms is not None:
                 why = "but synthesis.arms does not name it; add it"
             wrong.append(

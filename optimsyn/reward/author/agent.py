@@ -71,7 +71,7 @@ class RubricAuthor:
         self.trajectories: dict[tuple[str, int], Trajectory] = {}
         self.judged: dict[tuple[str, int], list[Judgement]] = {}
         self._write = write
-        self._place = place
+        self.place = place
 
     @property
     def decides(self) -> Literal["model", "plan"]:
@@ -93,7 +93,7 @@ class RubricAuthor:
         own = decided == "model" and self.model.chat
         if own:
             blank = blank.model_copy(update={"rubric_model": self.model.name})
-        desk = Desk(blank, self.config, self._place, write=None if own else self._write)
+        desk = Desk(blank, self.config, self.place, write=None if own else self._write)
         with heard_replies() as heard:
             desk.counts(heard)
             await (self._by_plan(desk) if decided == "plan" else self._by_model(desk, blank))
@@ -143,7 +143,7 @@ class RubricAuthor:
         return author_messages(
             guiding_text,
             blank.passage.text,
-            self._place.shape.form(blank.kind).described(),
+            self.place.shape.form(blank.kind).described(),
             transcript=transcribed(steps, chat=chat),
             left=desk.left,
             chat=chat,
