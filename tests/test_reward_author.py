@@ -188,7 +188,7 @@ def test_the_plan_tries_all_drafts_and_keeps_the_best() -> None:
     async def unreadable(request: RubricRequest) -> Rubric:
         raise ReplyError("no rubric", Outcome.CUT)
 
-    who._write = unreadable
+    who.write = unreadable
     found, done = work(who, blank(5))
     assert (done.ended, done.chosen, found.unjudged) == (Ending.UNREADABLE, None, Outcome.CUT)
     assert found.error is not None and "no draft could be read" in found.error

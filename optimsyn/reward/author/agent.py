@@ -70,7 +70,7 @@ class RubricAuthor:
         self.role = role
         self.trajectories: dict[tuple[str, int], Trajectory] = {}
         self.judged: dict[tuple[str, int], list[Judgement]] = {}
-        self._write = write
+        self.write = write
         self.place = place
 
     @property
@@ -93,7 +93,7 @@ class RubricAuthor:
         own = decided == "model" and self.model.chat
         if own:
             blank = blank.model_copy(update={"rubric_model": self.model.name})
-        desk = Desk(blank, self.config, self.place, write=None if own else self._write)
+        desk = Desk(blank, self.config, self.place, write=None if own else self.write)
         with heard_replies() as heard:
             desk.counts(heard)
             await (self._by_plan(desk) if decided == "plan" else self._by_model(desk, blank))
