@@ -411,7 +411,7 @@ class Recipe(Shown, Whole):
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
             why = "but its optimiser is disabled; enable it"
             if self.synthesis.dataset == "author":
-                why = "but the author is disabled; enable it"
+                why = "but its author is disabled; enable it"
             if self.synthesis.arms is not None:
                 why = "but synthesis.arms does not name it; add it"
             wrong.append(
