@@ -282,9 +282,9 @@ def test_all_who_measure_a_loss_agree(
     (batch,) = target.batches(found, 10_000)
     with torch.no_grad():
         own = target.losses(batch).tolist()
-    assert [own[batch.indices.index(i)] for i in range(3)] == pytest.approx(wanted, rel=1e-5)
+    assert [own[batch.indices.index(i)] for i in range(3)] == pytest.approx(wanted, rel=1e-4)
     scorer = InfluenceScorer(target, questions, tokens=tokens)
-    assert list(scorer.directions[-1].losses) == pytest.approx(wanted, rel=1e-5)
+    assert list(scorer.directions[-1].losses) == pytest.approx(wanted, rel=1e-4)
     scores = scorer.score(questions, token_shares=True)
     twins = TwinScorer(target, questions, tokens=tokens).score(questions, token_shares=True)
     store = GradientStore.open_or_create(tmp_path / "pool", target, tokens=tokens)
@@ -293,7 +293,7 @@ def test_all_who_measure_a_loss_agree(
     kept.add(questions)
     stored = store.score(kept, ids=[question.id for question in questions])
     for one in (scores, twins, stored):
-        assert one.loss.tolist() == pytest.approx(wanted, rel=1e-5)
+        assert one.loss.tolist() == pytest.approx(wanted, rel=1e-4)
         assert one.label_tokens.tolist() == counts
     for shared in (scores, twins):
         assert shared.token_shares is not None
