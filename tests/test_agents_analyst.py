@@ -19,7 +19,7 @@ from optimsyn.agents.analyst.ending import last_words, unknown_figures
 from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
 from optimsyn.agents.analyst.planner import read_action, steps_text, tools_text
 from optimsyn.agents.ledger import Ledger
-from optimsyn.base.errors import DataError, ModelError, ParameterError
+from optimsyn.base.errors import DataError, ModelError, ParameterError, RecipeError
 from optimsyn.cli import main
 from optimsyn.execution.client import KernelManager
 from optimsyn.recipe.recipe import Recipe
@@ -199,6 +199,14 @@ def test_what_cannot_plan_is_refused_by_name(tmp_path: Path, monkeypatch: pytest
         analyse(" ", root=tmp_path)
     with pytest.raises(ParameterError, match="is no .ipynb"):
         analyse("Look", root=tmp_path, model="openai/x", notebook=tmp_path / "a.py")
+    for fields, said in (
+        ({"temperature": "hot"}, "temperature: "),
+        ({"tempo": 1}, "tempo: unknown field; did you mean"),
+        ({"api_key": "sk-proj-Zk3vQ8xT2mN5pR7wY1bC4dF6gH9jL0aS"}, "name its variable by `api_key_env`"),
+    ):
+        with pytest.raises(RecipeError, match=said) as caught:
+            analyse("Look", root=tmp_path, model={"name": "openai/x", **fields}, allow_hosted=True)
+        assert "Zk3v" not in str(caught.value)
     with pytest.raises(DataError, match="there is no such notebook"):
         go_on(tmp_path / "none.ipynb")
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "other.ipynb")

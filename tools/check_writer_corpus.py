@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from writer_form_corpus import faults_of_form_corpus, form_summary, is_form_corpus
 from writer_forms import FORMS, VERDICT, Written
-from writer_rules import DOMAINS, Strict, content, faults_of_likeness, faults_of_lines, plain
+from writer_rules import DOMAINS, Strict, content, faults_of_likeness, faults_of_lines, faults_of_repetition, plain
 
 from optimsyn.data.records import Rubric
 
@@ -147,17 +147,13 @@ def faults_of_all(entries: list[Entry]) -> Iterator[str]:
         share = sum(example.form == form for example in examples) / max(1, len(examples))
         if not LEAST_SHARE <= share <= MOST_SHARE:
             yield f"{share:.1%} of the examples have the form {form}; allowed: {LEAST_SHARE:.0%} to {MOST_SHARE:.0%}"
-    for label, texts in {
+    texts = {
         "passage": [entry.passage for entry in entries],
         "question": [example.question for example in examples],
         "id": [entry.id for entry in entries],
-    }.items():
-        yield from (f"{label} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
-    for name in Rubric.model_fields:
-        lines = Counter(plain(getattr(example.rubric, name)) for example in examples)
-        yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
-    guiding = Counter(example.guiding_text for example in examples)
-    yield from (f"a guiding text {count} times: {text[:60]!r}" for text, count in guiding.items() if count > 12)
+    }
+    rubrics, guiding = [example.rubric for example in examples], [example.guiding_text for example in examples]
+    yield from faults_of_repetition(texts, rubrics, guiding)
 
 
 def summary(label: str, entries: list[Entry]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
-from writer_rules import DOMAINS, Strict, faults_of_likeness, faults_of_lines, plain
+from writer_rules import DOMAINS, Strict, faults_of_likeness, faults_of_lines, faults_of_repetition, plain
 
 from optimsyn.base.errors import ReplyError
 from optimsyn.data.forms import QuestionForm, form_named
@@ -232,17 +232,13 @@ def _faults_of_all(entries: Sequence[FormEntry]) -> Iterator[str]:
     verdicts = Counter(example.values["answer"] for example in examples if example.form == "true_false")
     if verdicts and 3 * min(verdicts["true"], verdicts["false"]) < verdicts.total():
         yield f"{verdicts['true']} statements are true and {verdicts['false']} false; a third at least must be either"
-    for label, texts in {
+    texts = {
         "passage": [entry.passage for entry in entries],
         "question": [plain(example.values["question"]) for example in examples],
         "id": [entry.id for entry in entries],
-    }.items():
-        yield from (f"{label} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
-    for name in Rubric.model_fields:
-        lines = Counter(plain(getattr(example.rubric, name)) for example in examples)
-        yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
-    guiding = Counter(example.guiding_text for example in examples)
-    yield from (f"a guiding text {count} times: {text[:60]!r}" for text, count in guiding.items() if count > 12)
+    }
+    rubrics, guiding = [example.rubric for example in examples], [example.guiding_text for example in examples]
+    yield from faults_of_repetition(texts, rubrics, guiding)
 
 
 def _json(value: dict[str, str]) -> str:

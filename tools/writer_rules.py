@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -52,3 +53,21 @@ def faults_of_likeness(rubrics: Sequence[Rubric], language: str = "en") -> Itera
             shared = len(words[index] & words[other]) / max(1, min(len(words[index]), len(words[other])))
             if shared > 0.7:
                 yield f"the rubrics of examples {other} and {index} share {shared:.0%} of their words"
+
+
+def faults_of_repetition(
+    texts: dict[str, Sequence[str]], rubrics: Sequence[Rubric], guiding: Sequence[str]
+) -> Iterator[str]:
+    """Texts that occur twice, criteria more than three times, guiding texts more than twelve times.
+
+    Args:
+        texts: What must be different, such as passages and questions, by its name in messages.
+        rubrics: Of all examples.
+        guiding: The guiding texts of all examples.
+    """
+    for label, each in texts.items():
+        yield from (f"{label} {count} times: {text[:60]!r}" for text, count in Counter(each).items() if count > 1)
+    for name in Rubric.model_fields:
+        lines = Counter(plain(getattr(rubric, name)) for rubric in rubrics)
+        yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
+    yield from (f"a guiding text {count} times: {t[:60]!r}" for t, count in Counter(guiding).items() if count > 12)

@@ -156,7 +156,7 @@ class Guard:
             spec: The model.
         """
         if spec.provider == "litellm" and not self.allow_hosted:
-            yield f"{field}: {spec.name} is a service, and this server was started without --allow-hosted"
+            yield f"{field}: {spec.name} is a service, and this was started without --allow-hosted"
         if spec.api_base is not None and (urlsplit(spec.api_base).hostname or "").casefold() not in self._addresses:
             yield (
                 f"{field}.api_base: this server may not send keys and texts to {spec.api_base}; ask the "

@@ -20,6 +20,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
+from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NotebookExecutionManager
@@ -223,21 +224,7 @@ class Client(PapermillNotebookClient):
 
     def _interrupt(self) -> None:
         """Interrupts the running cell and gives it a moment to end; a second interrupt ends the wait."""
-        reply = self.task_poll_for_reply
-        if self.km is None or reply is None or reply.done():
-            return
-
-        async def wait() -> None:
-            await self.km.interrupt_kernel()
-            await asyncio.wait([reply], timeout=_INTERRUPT_SECONDS)
-
-        loop = reply.get_loop()
-        # Inside a notebook the loop runs in another thread, and this one cannot wait for it.
-        if loop.is_running():
-            return
-        # `Interrupted` reports the interrupt; the exception of the cell is not needed.
-        loop.set_exception_handler(lambda _, context: None)
-        run_sync(wait)()
+        interrupt_cell(self, _INTERRUPT_SECONDS)
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
         """Handles a message of the kernel; a stage's progress is also kept for the progress line."""
@@ -279,3 +266,28 @@ def _memory_kills() -> int:
     file = Path("/sys/fs/cgroup/memory.events")
     counts = dict(line.split() for line in file.read_text("ascii").splitlines()) if file.is_file() else {}
     return int(counts.get("oom_kill", 0))
+
+
+def interrupt_cell(client: NotebookClient, seconds: float) -> None:
+    """Interrupts the running cell, if any, and gives it time to end; a second interrupt ends the wait.
+
+    Args:
+        client: Runs the cells.
+        seconds: The longest wait.
+    """
+    km: Any = client.km
+    reply = client.task_poll_for_reply
+    if km is None or reply is None or reply.done():
+        return
+
+    async def wait() -> None:
+        await km.interrupt_kernel()
+        await asyncio.wait([reply], timeout=seconds)
+
+    loop = reply.get_loop()
+    # Inside a notebook the loop runs in another thread, and this one cannot wait for it.
+    if loop.is_running():
+        return
+    # Who interrupts reports that; the exception of the cell is not needed.
+    loop.set_exception_handler(lambda _, context: None)
+    run_sync(wait)()

@@ -13,13 +13,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.errors import RecipeError
 from optimsyn.base.identity import digest_of
-from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
-from optimsyn.base.suggestions import file_beside
+from optimsyn.base.secrets.redaction import KEY_CURE, find_secret
 from optimsyn.base.terminal.labels import SELECTION_LABELS, SOURCE_LABELS, method_label, variant_label
 from optimsyn.base.terminal.table import Shown, Table
-from optimsyn.base.text_files import decode
 from optimsyn.recipe.bundled import find_recipe
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
@@ -135,27 +133,9 @@ class Recipe(Shown, Whole):
 
     @classmethod
     def _read(cls, file: Path, of_run: bool) -> Recipe:
-        import yaml
+        from optimsyn.recipe.yaml_text import invisible, read_mapping
 
-        from optimsyn.recipe.yaml_text import LARGEST_FILE, invisible, no_mapping, parse_yaml, said_of_yaml
-
-        if file.is_dir():
-            raise RecipeError(f"{file}: is a folder; name the recipe file in it")
-        if not file.is_file():
-            raise RecipeError(f"{file}: there is no such recipe file.{file_beside(file, '*.y*ml')}")
-        if file.stat().st_size > LARGEST_FILE:
-            raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is not a recipe; name the recipe file")
-        try:
-            text = decode(file.read_bytes(), str(file))
-            # The message quotes text that cannot be parsed, which may contain a secret.
-            remember_variables_of(text)
-            raw = parse_yaml(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{file}: not valid YAML: {redact(said_of_yaml(error, text))}") from None
-        except DataError as error:
-            raise RecipeError(str(error)) from None
-        if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
+        raw, text = read_mapping(file)
         influence = raw.get("influence")
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":

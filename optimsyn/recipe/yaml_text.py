@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.secrets.redaction import redact, remember_variables_of
+from optimsyn.base.suggestions import file_beside
+from optimsyn.base.text_files import decode
 from optimsyn.base.values import kind_of
 
 # Far more than any recipe needs.
@@ -108,6 +112,36 @@ def _parts(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def read_mapping(file: Path, what: str = "recipe") -> tuple[dict[str, Any], str]:
+    """The fields of a YAML file as they are written, and its text.
+
+    Args:
+        file: The file.
+        what: What it describes, for messages: `recipe` or `study`.
+
+    Raises:
+        RecipeError: The file is missing or too large, or is not a mapping in YAML.
+    """
+    if file.is_dir():
+        raise RecipeError(f"{file}: is a folder; name the {what} file in it")
+    if not file.is_file():
+        raise RecipeError(f"{file}: there is no such {what} file.{file_beside(file, '*.y*ml')}")
+    if file.stat().st_size > LARGEST_FILE:
+        raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is not a {what}; name the {what} file")
+    try:
+        text = decode(file.read_bytes(), str(file))
+        # The message quotes text that cannot be parsed, which may contain a secret.
+        remember_variables_of(text)
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}: not valid YAML: {redact(said_of_yaml(error, text))}") from None
+    except DataError as error:
+        raise RecipeError(str(error)) from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: a {what} is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
+    return raw, text
 
 
 def parse_yaml(text: str) -> Any:

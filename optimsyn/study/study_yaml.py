@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from optimsyn.base.errors import DataError, RecipeError
-from optimsyn.base.suggestions import file_beside
-from optimsyn.base.text_files import decode
+from pydantic import BaseModel, ValidationError
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.secrets.redaction import find_secret
 
 TRANSFER = "transfer"
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def read_study(path: str | Path) -> dict[str, Any]:
@@ -18,23 +21,30 @@ def read_study(path: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: The file is missing, or is not a mapping in YAML.
     """
-    import yaml
+    from optimsyn.recipe.yaml_text import read_mapping
 
-    from optimsyn.recipe.yaml_text import no_mapping, parse_yaml, said_of_yaml
+    return read_mapping(Path(path), "study")[0]
 
-    file = Path(path)
-    if not file.is_file():
-        raise RecipeError(f"{file}: there is no such study file.{file_beside(file, '*.y*ml')}")
+
+def built(model: type[ModelT], raw: dict[str, Any], name: str, said: Callable[[Any], str]) -> ModelT:
+    """A study file's fields, checked.
+
+    Args:
+        model: The kind of study.
+        raw: Field to value.
+        name: Its name in messages.
+        said: One problem as a sentence.
+
+    Raises:
+        RecipeError: With one line per wrong field.
+    """
+    secret = find_secret(raw)
+    if secret is not None:
+        raise RecipeError(f"{name}: {secret}; keys belong into environment variables")
     try:
-        text = decode(file.read_bytes(), str(file))
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file}: not valid YAML: {said_of_yaml(error, text)}") from None
-    except DataError as error:
-        raise RecipeError(str(error)) from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: a study is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
-    return raw
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{name}:\n  " + "\n  ".join(said(item) for item in error.errors())) from None
 
 
 def is_transfer(raw: dict[str, Any]) -> bool:

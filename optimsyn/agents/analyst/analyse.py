@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
 from optimsyn.agents.analyst.work import Analysis, Ask, Say, Work, kept_of, set_budget
 from optimsyn.agents.guard import Guard
 from optimsyn.base.environment import ANALYST_MODEL, variable
-from optimsyn.base.errors import ModelError, ParameterError
-from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.errors import ModelError, ParameterError, RecipeError
+from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.base.version import __version__
+from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import ModelSpec
 
@@ -171,7 +174,14 @@ def _model_spec(model: str | Mapping[str, Any] | None, recipe: Recipe | None) ->
     if model is None:
         raise ModelError("the analyst's model: none is named; name a chat model with --model")
     raw = {"name": model} if isinstance(model, str) else dict(model)
-    spec = ModelSpec.model_validate({"temperature": 0.0, "max_tokens": _LEAST_TOKENS, **raw})
+    secret = find_secret(raw)
+    if secret is not None:
+        raise RecipeError(f"the analyst's model: {secret}; {KEY_CURE}")
+    try:
+        spec = ModelSpec.model_validate({"temperature": 0.0, "max_tokens": _LEAST_TOKENS, **raw})
+    except ValidationError as error:
+        lines = [explain(item, ModelSpec) for item in error.errors()]
+        raise RecipeError("the analyst's model:\n  " + "\n  ".join(lines)) from None
     refuse_weak(spec)
     return spec
 

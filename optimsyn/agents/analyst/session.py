@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import nbformat
 import zmq
-from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -20,7 +18,7 @@ from optimsyn.agents.analyst.notebook import AnalystNotebook
 from optimsyn.base.environment import NO_PROGRESS_BARS
 from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import StageError
-from optimsyn.execution.client import START_SECONDS, KernelManager
+from optimsyn.execution.client import START_SECONDS, KernelManager, interrupt_cell
 from optimsyn.execution.engine import KernelLog
 from optimsyn.runs.folder import INTERRUPTED
 
@@ -86,21 +84,7 @@ class Session:
 
     def _interrupt(self) -> None:
         """Interrupts the running cell and gives its run time to end in order."""
-        km: Any = self._client.km
-        reply = self._client.task_poll_for_reply
-        if km is None or reply is None or reply.done():
-            return
-
-        async def wait() -> None:
-            await km.interrupt_kernel()
-            await asyncio.wait([reply], timeout=_INTERRUPT_SECONDS)
-
-        loop = reply.get_loop()
-        # Inside a notebook the loop runs in another thread, and this one cannot wait for it.
-        if loop.is_running():
-            return
-        loop.set_exception_handler(lambda _, context: None)
-        run_sync(wait)()
+        interrupt_cell(self._client, _INTERRUPT_SECONDS)
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.identity import digest_of
-from optimsyn.base.secrets.redaction import find_secret
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.changes import changed
@@ -22,7 +21,7 @@ from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.synthesis import Synthesis, Variant
-from optimsyn.study.study_yaml import in_folder, read_study
+from optimsyn.study.study_yaml import built, in_folder, read_study
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -109,14 +108,7 @@ class StudyFile(Section):
         Raises:
             RecipeError: With one line per wrong field.
         """
-        secret = find_secret(raw)
-        if secret is not None:
-            raise RecipeError(f"{name}: {secret}; keys belong into environment variables")
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            lines = [_explained(item) for item in error.errors()]
-            raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
+        return built(cls, raw, name, _explained)
 
     def with_paths_from(self, folder: Path) -> StudyFile:
         """The study with relative paths of recipes and pilot resolved against a folder."""

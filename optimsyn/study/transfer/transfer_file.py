@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.identity import digest_of
-from optimsyn.base.secrets.redaction import find_secret
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
-from optimsyn.study.study_yaml import in_folder, read_study
+from optimsyn.study.study_yaml import built, in_folder, read_study
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Models = dict[str, str | dict[str, Any] | None]
@@ -104,14 +103,7 @@ class TransferFile(Section):
         Raises:
             RecipeError: With one line per wrong field.
         """
-        secret = find_secret(raw)
-        if secret is not None:
-            raise RecipeError(f"{name}: {secret}; keys belong into environment variables")
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            lines = [explain(item, cls) for item in error.errors()]
-            raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
+        return built(cls, raw, name, lambda item: explain(item, cls))
 
     @field_validator("seeds")
     @classmethod
