@@ -137,7 +137,10 @@ class RewardLook(Shown):
     def sentence(self) -> str:
         """The verdict with its reasons."""
         control = "" if self.source == "influence" else f", {SOURCE_LABELS[self.source]},"
-        return f"The reward{control} is {self.verdict}: {'; '.join(self.reasons)}."
+        reasons = "; ".join(self.reasons)
+        if self.verdict == "too few to tell":
+            return f"Too few pairs to tell about the reward{control.rstrip(',')}: {reasons}."
+        return f"The reward{control} is {self.verdict}: {reasons}."
 
     def to_json(self) -> dict[str, Any]:
         """The look as JSON values."""
