@@ -36,8 +36,9 @@ test: lint types  ## Style, types and tests, in five to six minutes on two cores
 test-all: lint types  ## Also the slow tests: kills, notebooks, the embedded model, Ray
 	$(PYTEST) -m 'not long'
 
-recipes: $(STAMP)  ## Run every domain recipe at tiny size, as CI does
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m long
+# make recipes RECIPES='medicine or korean' runs some of them.
+recipes: $(STAMP)  ## Run the domain recipes at tiny size to their end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m long $(if $(RECIPES),-k '$(RECIPES)')
 
 lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .
