@@ -352,6 +352,65 @@ async def test_the_writer_is_told_the_form_and_what_it_does_not_know_is_asked_as
         assert (call.schema, call.stop) == (open_schema(form, 1), ())
 
 
+@pytest.mark.parametrize(
+    ("form", "replies", "label", "value"),
+    [
+        (Free(), ["Quote: a\nQuestion: What is b?", " b"], "Answer", ("answer", "b")),
+        (
+            TrueFalse(),
+            ["Quote: a\nQuestion: B is c.\nAnswer: true\n", " B is c.\nQuote: x"],
+            "Reason",
+            ("reason", "B is c."),
+        ),
+        (
+            Dialogue(),
+            ["Quote: a\nQuestion: What is b?\nAnswer: It is c.", " And d?\nAnswer 2: D is e."],
+            "Question 2",
+            ("answer_2", "D is e."),
+        ),
+    ],
+)
+async def test_a_writer_that_ends_early_goes_on_from_the_next_label(
+    form: QuestionForm, replies: list[str], label: str, value: tuple[str, str]
+) -> None:
+    model = Scripted(lambda _: replies[len(model.calls) - 1], writer=True, chat=False)
+    pair = await PairWriter(model, TaskShape.only("x", form)).awrite(passage(), RUBRIC, seed=1, variant="x")
+    first, second = model.calls
+    assert second.prompt == f"{first.prompt}{replies[0].rstrip()}\n{label}:"
+    assert (second.stop, second.seed) == (first.stop, first.seed)
+    read = read_pair(f"{replies[0].rstrip()}\n{label}:{replies[1]}", form)
+    assert read[value[0]] == value[1]
+    assert pair.answer == form.content(read, 1).answer
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (Free(), "Quote: a"),
+        (Free(), "Quote: a\nAnswer: b"),
+        (Free(), "nothing with a label"),
+        (TrueFalse(), "Quote: a\nQuestion: B.\nReason: b"),
+        (MultipleChoice(4), "Quote: a\nQuestion: What is b?\nAnswer: b"),
+    ],
+)
+async def test_what_lacks_more_than_its_end_is_not_gone_on_with(form: QuestionForm, text: str) -> None:
+    model = Scripted(text, writer=True, chat=False)
+    with pytest.raises(ReplyError):
+        await PairWriter(model, TaskShape.only("x", form)).awrite(passage(), RUBRIC, seed=1, variant="x")
+    assert len(model.calls) == 1
+
+
+async def test_going_on_ends() -> None:
+    model = Scripted(
+        lambda call: "" if call.prompt.endswith("Answer:") else "Quote: a\nQuestion: What is b?",
+        writer=True,
+        chat=False,
+    )
+    with pytest.raises(ReplyError, match="lacks `answer`"):
+        await PairWriter(model, FREE).awrite(passage(), RUBRIC, seed=1, variant="x")
+    assert len(model.calls) <= 5
+
+
 def _question(answer: str, choices: tuple[str, ...] | None = None, **fields: Any) -> Question:
     index = choices.index(answer) if choices else None
     return Question(id="q", question="Is it so?", answer=answer, choices=choices, answer_index=index, **fields)

@@ -13,7 +13,7 @@ from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.data.text import as_written
 from optimsyn.llm.replies import Reply
 from optimsyn.programs.messages import Message
-from optimsyn.programs.pair_reader import read_pair
+from optimsyn.programs.pair_reader import read_pair, unfinished
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
 from optimsyn.programs.prompts.pair_prompts import (
     STOP,
@@ -113,11 +113,14 @@ class PairWriter(dspy.Module):
             quote = as_written(reply_fields["quote"], passage.text)
             return {"quote": quote, "content": form.content(reply_fields, seed)}
 
+        def going_on(text: str) -> str | None:
+            return unfinished(text, form) if manner == "writer" else None
+
         schema = None if manner == "writer" else ("pair", open_schema(form, seed))
         prediction = await ask(
             self.write,
             self.model,
-            PromptAdapter(messages, reading, "generator"),
+            PromptAdapter(messages, reading, "generator", going_on),
             seed=seed,
             schema=schema,
             # A schema ends the reply by itself, and a stop text may cut white space that it allows.

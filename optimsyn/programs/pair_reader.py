@@ -9,11 +9,12 @@ from typing import Any
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.forms import Key, QuestionForm
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.llm.reading.plain_text import beginning, item_lines, many_lines, one_line
 from optimsyn.llm.reading.unusable import sounds_refused, was_cut
 from optimsyn.llm.reading.values import objects_in, read
 from optimsyn.llm.replies import Reply
-from optimsyn.programs.prompts.writer_prompts import label_of_key
+from optimsyn.programs.prompts.writer_prompts import in_order, label_of_key
 
 _WHAT = "question and answer"
 _OTHER_NAMES = {"q": "question", "a": "answer", "correct_answer": "answer", "evidence": "quote"}
@@ -46,7 +47,8 @@ def read_pair(reply: Reply | str, form: QuestionForm, *, max_tokens: int | None 
 def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[str, str]:
     first: ReplyError | None = None
     seen = 0
-    lines, broken_off = labelled_lines(text, form)
+    lines, last = labelled_lines(text, form)
+    broken_off = last == len(text.splitlines())
     whole = {"question", "answer"} <= lines.keys()
     # The writer's lines, in which an object is code.
     written = whole and text.lstrip().startswith("Quote:")
@@ -65,8 +67,35 @@ def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[st
     raise first or ReplyError(f"no {_WHAT} in the reply, which begins {beginning(text)}")
 
 
-def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], bool]:
-    """The values of the lines with labels up to the next pair, by key, and whether the last of them ends the text."""
+def unfinished(text: str, form: QuestionForm) -> str | None:
+    """The writer's reply up to the label that comes next, where it ended before its last line.
+
+    A small model may end a reply after `Answer: true` though the form asks for a reason; given the label, it goes on.
+
+    Args:
+        text: A reply with labels.
+        form: The form of the pair.
+
+    Returns:
+        What the model is given to go on from; None where nothing is missing, or more than an end.
+    """
+    values, last = labelled_lines(text, form)
+    try:
+        found = form.mended(dict(values))
+    except ReplyError:
+        return None
+    keys = [key.name for key in in_order(form) if key.needed]
+    missing = [name for name in keys if not found.get(name)]
+    if not missing or "question" in missing or keys[-len(missing) :] != missing or missing[0] in values:
+        return None
+    # Wrong options stand in one line, which has no label of their own.
+    if isinstance(form, MultipleChoice) and missing != ["answer"]:
+        return None
+    return "\n".join([*text.splitlines()[:last], f"{label_of_key(missing[0])}:"])
+
+
+def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], int]:
+    """The values of the lines with labels up to the next pair, by key, and the number of the last such line."""
     keys = dict.fromkeys(("quote", "question", "options", "answer", *(key.name for key in form.reply_keys())))
     labels = {label_of_key(name).casefold(): name for name in keys}
     long = {key.name for key in form.reply_keys() if key.lines or key.items}
@@ -85,7 +114,7 @@ def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], bool]
             break
         values[name] = match["value"].strip(" *")
         last, open_key = number, name if name in long else ""
-    return values, last == len(lines)
+    return values, last
 
 
 def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, str]:

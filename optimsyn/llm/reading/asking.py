@@ -1,12 +1,14 @@
-"""Asks a model and parses its reply; retries a cut reply with a larger cap, and records every outcome."""
+"""Asks a model and parses its reply; retries a cut one with a larger cap, lets a model go on, records every outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.base.errors import Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.reading.unusable import was_cut
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Call, LanguageModel
@@ -24,7 +26,17 @@ _CURES = {
 }
 
 
-async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | None], T], role: str) -> tuple[T, Reply]:
+# How often a model is given the next label to go on from, at most.
+_GOES_ON = 4
+
+
+async def hear(
+    model: LanguageModel,
+    call: Call,
+    read: Callable[[Reply, int | None], T],
+    role: str,
+    unfinished: Callable[[str], str | None] = lambda _: None,
+) -> tuple[T, Reply]:
     """Asks a model, and once more with a larger cap when the reply was cut before its value was complete.
 
     Args:
@@ -32,6 +44,8 @@ async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | No
         call: The call.
         read: Parses a reply, given the cap on its tokens; raises ReplyError.
         role: The model's role: `generator`, `rubric`, `policy` or `reflection`.
+        unfinished: From the text of a reply that ended too early to the text from which a model that continues its
+            prompt is to go on; None where it cannot.
 
     Raises:
         ReplyError: The reply holds no value; the outcome says why.
@@ -41,30 +55,42 @@ async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | No
     key = model.key(call)
     keys = [key]
     tokens = call.max_tokens or model.spec.max_tokens
-    reply = await model.complete(call)
+    reply, last, begun, again = await model.complete(call), call, "", False
     try:
+        for _ in range(_GOES_ON):
+            more = None if was_cut(reply) else unfinished(reply.text)
+            if more is None:
+                break
+            last, begun = replace(call, messages=({"role": "user", "content": call.prompt + more},)), more
+            keys.append(model.key(last))
+            reply = _joined(begun, await model.complete(last))
         try:
             value = read(reply, tokens)
         except ReplyError as error:
-            roomier = model.more_room(call, reply) if error.outcome is Outcome.CUT else None
+            roomier = model.more_room(last, reply) if error.outcome is Outcome.CUT else None
             if roomier is None:
                 raise
             keys.append(model.key(roomier))
+            again = True
             tokens = roomier.max_tokens or tokens
             try:
-                reply = await model.complete(roomier)
+                reply = _joined(begun, await model.complete(roomier))
             except ReplyError:
                 # The service rejects the larger cap.
                 raise error from None
             value = read(reply, tokens)
     except ReplyError as error:
-        failure = _with_context(error, model, role, tokens, len(keys))
-        model.note(role, key, failure.outcome, asked_again=len(keys) > 1)
+        failure = _with_context(error, model, role, tokens, len(keys), again=again)
+        model.note(role, key, failure.outcome, asked_again=again)
         _stop_if_hopeless(model, role, failure, keys)
         raise failure from None
-    model.note(role, key, Outcome.READ, asked_again=len(keys) > 1)
+    model.note(role, key, Outcome.READ, asked_again=again)
     model.lately.add(Outcome.READ, keys)
     return value, reply
+
+
+def _joined(begun: str, reply: Reply) -> Reply:
+    return reply.model_copy(update={"text": begun + reply.text}) if begun else reply
 
 
 def field_of(role: str) -> str:
@@ -72,11 +98,13 @@ def field_of(role: str) -> str:
     return "optimizers.policy" if role == "policy" else f"models.{role}"
 
 
-def _with_context(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
+def _with_context(
+    error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int, *, again: bool
+) -> ReplyError:
     """The error with the model's name, and for a cut reply with the limit to raise."""
     message = f"{model.name}: {redact(str(error))}"
     if error.outcome is Outcome.CUT:
-        again = ", also when it was asked again with a larger cap" if tries > 1 else ""
+        again = ", also when it was asked again with a larger cap" if again else ""
         message += f" (at most {tokens} tokens{again}). Raise {field_of(role)}.max_tokens"
     return ReplyError(message, error.outcome, replies=tries)
 

@@ -31,6 +31,7 @@ class PromptAdapter(dspy.Adapter):
         read: From a reply, and the cap on its tokens, to the value of the signature's only output field; raises
             ReplyError.
         role: Who the model is in the recipe.
+        unfinished: Where a model that continues its prompt is to go on; see `optimsyn.llm.reading.asking.hear`.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class PromptAdapter(dspy.Adapter):
         messages: Callable[[str, dict[str, Any]], Sequence[Message]],
         read: Callable[[Reply, int | None], Any],
         role: str,
+        unfinished: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._messages = messages
         self.read = read
         self.role = role
+        self.unfinished = unfinished
         self._heard: Any = None
 
     async def hear(self, model: LanguageModel, call: Call) -> Reply | None:
@@ -52,7 +55,7 @@ class PromptAdapter(dspy.Adapter):
             The reply that the value was read from; None where there is no value.
         """
         try:
-            self._heard, reply = await hear(model, call, self.read, self.role)
+            self._heard, reply = await hear(model, call, self.read, self.role, self.unfinished)
         except ReplyError as error:
             # Not raised through DSPy, which would tell of a failed service.
             self._heard = error

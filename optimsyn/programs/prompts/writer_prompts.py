@@ -81,9 +81,14 @@ def form_reply(form: QuestionForm, quote: str, values: Mapping[str, str]) -> str
         quote: The sentence of the passage.
         values: The texts by key, items one a line.
     """
-    keys = sorted(form.reply_keys(), key=lambda key: key.name != "question")
     lines = [f"Quote: {_line(quote)}"]
-    return "\n".join([*lines, *(_labelled(key, values[key.name]) for key in keys if values.get(key.name, "").strip())])
+    written = (_labelled(key, values[key.name]) for key in in_order(form) if values.get(key.name, "").strip())
+    return "\n".join([*lines, *written])
+
+
+def in_order(form: QuestionForm) -> list[Key]:
+    """The keys of a form as the writer's lines have them: the question first."""
+    return sorted(form.reply_keys(), key=lambda key: key.name != "question")
 
 
 def label_of_key(name: str) -> str:
