@@ -314,7 +314,7 @@ def main() -> None:
     fit(target, rows, args.output / "corpus", args.epochs, args.lr, args)
     facts: dict[str, Any] = {"samples": len(rows), "held_out_subjects": sorted(out)}
     if before:
-        facts["start"] = {key: before[key] for key in ("corpus", "samples", "practice") if key in before}
+        facts["start"] = {key: before[key] for key in ("corpus", "samples", "practice", "mean") if key in before}
     facts["minutes"] = (time.monotonic() - began) / 60
     save(target, facts, args)
     if args.practice_epochs:
