@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 from data_helpers import recipe_of
+from optimize_helpers import make_reward
 
 from optimsyn.base.errors import BudgetError, RecipeError
+from optimsyn.base.event_loops import run_sync
 from optimsyn.base.files import iter_json, read_jsonl
 from optimsyn.machine.disk_need import disk_need
 from optimsyn.machine.forecast.lengths import measure
@@ -28,6 +30,8 @@ from optimsyn.report.page.report import write_report
 from optimsyn.reward.author.trajectory import Ending, Trajectory
 from optimsyn.runs.folder import Run
 from optimsyn.runs.results.built_in import SynthesizeResult
+from optimsyn.stages.candidates import author_of, blank_request
+from optimsyn.stages.shared import Tools
 from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import NAMES, answer, asked_twice, run_stage
 
@@ -182,9 +186,13 @@ def test_the_text_that_makes_it_work_better_is_found_and_followed_in_synthesis(
     assert {each.guiding_text for each in made} == {BETTER}
     rows = list(iter_json(run.path("synthesize", "author.candidates.jsonl")))
     assert {row["rubric"]["question_type"] for row in rows} == {"fact"}
-    assert {row["guiding_text"] for row in iter_json(run.path("synthesize", "static.candidates.jsonl"))} == {
-        recipe.guiding_text
-    }
+    static = iter_json(run.path("synthesize", "static.candidates.jsonl"))
+    assert {row["guiding_text"] for row in static} == {recipe.guiding_text}
+    # Where the rubric writer drafts (the plan), it follows the text that is tried.
+    tools = Tools(run)
+    request = blank_request(tools, "author", 0).model_copy(update={"guiding_text": "Ask for another thing."})
+    run_sync(author_of(tools, make_reward()).write(request))
+    assert "Ask for another thing." in served.requests[-1]["messages"][-1]["content"]
 
 
 CHILD = """
