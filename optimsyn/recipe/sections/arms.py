@@ -21,7 +21,7 @@ CEILINGS: tuple[Variant, ...] = ("insider", "validation")
 TRAINED: tuple[Variant, ...] = ("policy", "both")
 """Arms whose rubrics the trained policy writes."""
 _SEARCHED: tuple[Variant, ...] = ("optimized", "both")
-FOR_AUTHOR = (
+_FOR_AUTHOR = (
     "optimizers.prompt.program is author, so the search finds a text for the author alone; remove the arm, or set "
     "program: rubric"
 )
@@ -78,7 +78,7 @@ def arm_problems(synthesis: Synthesis, optimizers: Optimizers, rubric: ModelSpec
     if not optimizers.prompt.enabled:
         problems += _named(arms, _SEARCHED, "optimizers.prompt is disabled; enable it, or remove the arm")
     elif optimizers.prompt.for_author:
-        problems += _named(arms, _SEARCHED, FOR_AUTHOR)
+        problems += _named(arms, _SEARCHED, _FOR_AUTHOR)
     if "static_pool" in arms:
         problems += _pool_problems(synthesis, optimizers)
     if "insider" in arms and synthesis.insider_text is None:
