@@ -96,7 +96,9 @@ async def measured(
     async def by(variant: str, passage: Passage) -> tuple[RubricRequest, Judgement, int]:
         request = await sources[variant](blank(tools, passage, variant))
         row = await judged_pair(reward, request)
-        done = author.trajectories.get((passage.id, request.seed)) if variant == "author" else None
+        done = (
+            author.trajectories.get((request.guiding_text, passage.id, request.seed)) if variant == "author" else None
+        )
         return request, row, 1 if done is None else len(done.drafts)
 
     async def best_of_pairs(passage: Passage) -> tuple[RubricRequest, Judgement, int]:
@@ -114,7 +116,7 @@ async def measured(
     async def with_usage(passage: Passage) -> Written:
         written = await one(lambda: by("author", passage))
         # The author's own record counts what its tools had written, which hides its replies from the others.
-        done = author.trajectories[passage.id, seed_of(tools, passage)]
+        done = author.trajectories[tools.recipe.guiding_text, passage.id, seed_of(tools, passage)]
         return Written(written.passage_id, written.chosen, written.fresh, written.pairs, done.usage)
 
     names = [name.format(n=args.drafts) for name in WRITERS]

@@ -79,7 +79,7 @@ def blank(seed: int = 4) -> RubricRequest:
 def work(who: RubricAuthor, request: RubricRequest | None = None) -> tuple[RubricRequest, Trajectory]:
     asked = request or blank()
     found = asyncio.run(who.ask(asked))
-    return found, who.trajectories[asked.passage.id, asked.seed]
+    return found, who.trajectories[asked.guiding_text, asked.passage.id, asked.seed]
 
 
 def test_it_finds_the_better_draft_by_its_tools_and_every_step_is_kept(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 from data_helpers import recipe_of
+from optimize_helpers import make_reward
 
 from optimsyn.base.errors import BudgetError, RecipeError
+from optimsyn.base.event_loops import run_sync
 from optimsyn.base.files import iter_json, read_jsonl
 from optimsyn.machine.disk_need import disk_need
 from optimsyn.machine.forecast.lengths import measure
@@ -28,8 +30,10 @@ from optimsyn.report.page.report import write_report
 from optimsyn.reward.author.trajectory import Ending, Trajectory
 from optimsyn.runs.folder import Run
 from optimsyn.runs.results.built_in import SynthesizeResult
+from optimsyn.stages.candidates import author_of, blank_request
+from optimsyn.stages.shared import Tools
 from tests.llm_helpers import Answer, Service, said
-from tests.stages_helpers import answer, asked_twice, run_stage
+from tests.stages_helpers import NAMES, answer, asked_twice, run_stage
 
 RUBRIC = """Do: draft
 Question type: {kind}
@@ -130,6 +134,67 @@ def test_a_cap_of_the_run_stops_it_and_it_goes_on_without_buying_twice(
         assert run.path("synthesize", name).read_bytes() == whole.path("synthesize", name).read_bytes()
 
 
+BETTER = "Ask which metal a city mined. Draft a fact."
+SEARCHED = {
+    "author": {"enabled": True, "drafts": 2, "steps": 4, "text": "optimized"},
+    "optimizers.prompt": {"program": "author", "metric_calls": 8, "passages": 2, "minibatch": 2, "confirm_passages": 0},
+}
+
+
+def told_to_draft(number: int, request: dict[str, Any]) -> Answer:
+    """An author who drafts a fact where its guidance says so, else a rubric of an invalid pair; and a reflection."""
+    text = "\n".join(message["content"] for message in request["messages"])
+    if "on how to work" in text:
+        return said(json.dumps({"new_instruction": BETTER}))
+    if is_author(request):
+        kind = "fact" if "Draft a fact." in text else "poor"
+        steps = ("Do: search mined harbour", RUBRIC.format(kind=kind), "Do: score 1", "Do: finish 1")
+        return said(steps[min(text.count("\nResult: "), 3)])
+    if "Rubric: poor" in text:
+        return said(json.dumps({"quote": "", "question": "What is in the text above?", "answer": "Saturn"}))
+    return with_author(number, request)
+
+
+def test_the_text_that_makes_it_work_better_is_found_and_followed_in_synthesis(
+    recipe: Recipe, served: Service, tmp_path: Path
+) -> None:
+    served.answer = told_to_draft
+    few = {"synthesis.arms": ["static", "author"], "synthesis.pairs": 2}
+    searched = changed(recipe, {**SEARCHED, **few, "models.reflection": recipe.models.rubric.model_dump(mode="json")})
+    run = Run.open(searched, tmp_path / "runs")
+    for stage in ("prepare", "warm_up"):
+        run_stage(run, stage)
+    drafted = len(served.requests)
+    capped = changed(searched, {"limits.requests": drafted + 12})
+    with pytest.raises(BudgetError, match="limits.requests"):
+        run_stage(Run.open(capped, tmp_path / "runs"), "optimize_prompt")
+    assert drafted < len(served.requests) <= drafted + 12
+    run = Run.open(searched, tmp_path / "runs")
+    found = run_stage(run, "optimize_prompt")
+    assert (found.text, found.changed) == (BETTER, True) and found.score > found.start_score
+    # What was bought before the cap was reached is not bought again, and all of it was foreseen.
+    assert not asked_twice(served)
+    foreseen = forecast(searched, measure(searched, [], None), len(NAMES)).of("optimize_prompt").requests
+    assert foreseen.low <= len(served.requests) - drafted <= foreseen.high
+    done = read_jsonl(run.path("optimize_prompt", "author.jsonl"), Trajectory)
+    assert {each.guiding_text for each in done} == {recipe.guiding_text, BETTER} and len(done) <= 8
+    ledger = [row for row in iter_json(run.path("rewards.jsonl")) if row["source"] == "optimize_prompt"]
+    assert {row["key"] for row in ledger} == {draft.key for each in done for draft in each.drafts}
+    for stage in ("train_policy", "synthesize"):
+        run_stage(run, stage)
+    made = read_jsonl(run.path("synthesize", "author.trajectories.jsonl"), Trajectory)
+    assert {each.guiding_text for each in made} == {BETTER}
+    rows = list(iter_json(run.path("synthesize", "author.candidates.jsonl")))
+    assert {row["rubric"]["question_type"] for row in rows} == {"fact"}
+    static = iter_json(run.path("synthesize", "static.candidates.jsonl"))
+    assert {row["guiding_text"] for row in static} == {recipe.guiding_text}
+    # Where the rubric writer drafts (the plan), it follows the text that is tried.
+    tools = Tools(run)
+    request = blank_request(tools, "author", 0).model_copy(update={"guiding_text": "Ask for another thing."})
+    run_sync(author_of(tools, make_reward()).write(request))
+    assert "Ask for another thing." in served.requests[-1]["messages"][-1]["content"]
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -186,6 +251,11 @@ def test_validate_and_forecast_know_what_the_author_asks_for(tmp_path: Path) -> 
     lessons = {"optimizers.policy": {"enabled": True, "method": "expert", "learn_from": "author"}, "author.lessons": 4}
     alone = sent("train_policy", **{"optimizers.policy": {"enabled": True, "method": "expert"}})
     assert sent("train_policy", **lessons, **chat).expected - alone.expected == pytest.approx(4 * (9 + 3))
+    searches = {"optimizers.prompt.program": "author", "author": {"enabled": True, "text": "optimized", "drafts": 3}}
+    plain, improved = sent("optimize_prompt"), sent("optimize_prompt", **searches, **chat)
+    # A rubric and a pair for each call before; now up to 12 steps and 3 pairs.
+    assert (plain.high, improved.high) == (40 * 2, 40 * (12 + 3))
+    assert improved.expected == pytest.approx(plain.expected / 2 * (9 + 3))
     room = disk_need(changed(base, {**arms, **chat}), tmp_path).parts["replies"]
     assert room > disk_need(changed(base, {"synthesis.arms": ["static"]}), tmp_path).parts["replies"]
 
@@ -213,6 +283,11 @@ def test_validate_and_forecast_know_what_the_author_asks_for(tmp_path: Path) -> 
         ({"author": {"enabled": True, "text": "optimized"}, **NO_SEARCH}, "author.text: optimized"),
         ({"author.enabled": True, "models.author": BATCHED}, "models.author.batch"),
         ({"synthesis.dataset": "author"}, "its author is disabled"),
+        ({"optimizers.prompt.program": "author"}, "author.enabled is false; set author.enabled: true"),
+        ({**SEARCHED, "author.text": "own"}, "with author.text: own it follows the recipe's"),
+        ({**SEARCHED, "synthesis.arms": ["static"]}, "synthesis.arms does not name it; name the arm author"),
+        ({**SEARCHED, "synthesis.arms": ["author", "optimized"]}, "names optimized: optimizers.prompt.program"),
+        ({**SEARCHED, "synthesis.dataset": "optimized"}, "finds a text for the author alone"),
         ({"author.step": 3}, "author.step"),
     ],
 )  # fmt: skip
@@ -229,3 +304,5 @@ def test_a_recipe_without_an_author_is_what_it_was(tmp_path: Path) -> None:
     assert enabled.fingerprint != before.fingerprint
     assert enabled.variants == ("no_rubric", "static", "author", "optimized", "policy")
     assert changed(enabled, {"author.enabled": False}).fingerprint == before.fingerprint
+    # The text that is found is the author's alone.
+    assert changed(before, SEARCHED).variants == ("no_rubric", "static", "author", "policy")

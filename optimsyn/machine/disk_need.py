@@ -120,7 +120,7 @@ def disk_need(
     `weight_bytes`, the size of the target's weights or more, is used where its layers are unknown (not downloaded yet).
     """
     prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
-    searched = prompt.metric_calls if prompt.enabled else 0
+    searched = prompt.metric_calls if prompt.for_writer else 0
     trained = policy.judged(None, drawn_again=1.0) if policy.enabled else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
@@ -129,6 +129,7 @@ def disk_need(
     author = recipe.author
     rubrics = each if "author" in recipe.variants else 0
     rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
+    rubrics += prompt.metric_calls if prompt.for_author else 0
     judged = searched + trained + candidates + rubrics * author.drafts
     replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained + rubrics * (author.steps + author.drafts)
     if recipe.limits.requests is not None:

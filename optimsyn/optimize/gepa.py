@@ -34,6 +34,17 @@ _REFLECTION_TASK = (
     "failed. Write a better guiding text: a few plain sentences, general to the domain, keeping the intent of the "
     "current one and building on what the pairs of high influence have in common. Do not mention single passages."
 )
+_AUTHOR_REFLECTION_TASK = (
+    "Below is the guidance of an author of rubrics, who works in steps with tools: it searches and reads passages, "
+    "asks what kinds of questions experts ask, drafts rubrics (the criteria that one exam question and its answer have "
+    "to meet), has pairs written under its drafts and scored, and finishes with one draft. What the tools are, and how "
+    "many steps and drafts it has, is explained to it elsewhere and stays. Each example has its steps with their "
+    "results, and the rubric; the feedback says how much the resulting pair would teach the model that is trained on "
+    "it (its influence; higher is better), or which check it failed. Write better guidance: a few plain sentences, "
+    "general to the domain, that keep the intent of the current ones, on what to ask for and on how to work (what to "
+    "look up, how drafts should differ, when to finish), building on what led to high influence. Do not mention single "
+    "passages."
+)
 
 
 def search(task: PromptTask) -> str:
@@ -45,12 +56,13 @@ def search(task: PromptTask) -> str:
     return _Search(task).run()
 
 
-def reflector() -> Callable[..., dict[str, str]]:
+def reflector(task: PromptTask) -> Callable[..., dict[str, str]]:
     """DSPy's proposer, which asks the reflection model for a text with the feedback before it."""
     from dspy.teleprompt.gepa import InstructionProposer
 
     proposer: Callable[..., dict[str, str]] = InstructionProposer(
-        base_instructions=_REFLECTION_TASK, max_chars=LONGEST_PROPOSAL
+        base_instructions=_REFLECTION_TASK if task.author is None else _AUTHOR_REFLECTION_TASK,
+        max_chars=LONGEST_PROPOSAL,
     )
     return proposer
 
@@ -138,7 +150,7 @@ class _Search:
         return str(result.candidates[winner].guiding_text)
 
     def _inner_proposer(self) -> Callable[..., dict[str, str]]:
-        return self.evidence if self.task.reflection is None else reflector()
+        return self.evidence if self.task.reflection is None else reflector(self.task)
 
     def stop(self, state: Any) -> bool:
         """Ends the search after an error, without a new text, or where `PromptTask.over` says so."""

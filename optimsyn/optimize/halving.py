@@ -57,7 +57,7 @@ class _Search:
         self.task = task
         self.sizes = rungs(task.config.minibatch, len(task.comparison))
         self.evidence = EvidenceProposer(task.start, lambda: task.judgements)
-        self._reflect = None if task.reflection is None else Proposer(reflector(), task)
+        self._reflect = None if task.reflection is None else Proposer(reflector(task), task)
         self._asked = 0
 
     def run(self) -> str:
@@ -121,15 +121,16 @@ class _Search:
         self._asked += 1
         seed = derive_seed(self.task.seed, "halving", self._asked)
         ids = {passage.id: passage for passage in self.task.learning}
-        rows = [row for row in self.task.judgements if row.guiding_text == parent and row.passage_id in ids]
+        known = [row for row in self.task.judgements if row.guiding_text == parent and row.passage_id in ids]
+        rows = [(row, outputs) for row in known if (outputs := self.task.program.outputs(row)) is not None]
         shown = random.Random(seed).sample(rows, min(self.task.config.minibatch, len(rows)))
         feedback: list[dict[str, Any]] = [
             {
                 "Inputs": {"passage": ids[row.passage_id].text, "kind": row.kind},
-                "Generated Outputs": {"rubric": "none" if row.rubric is None else row.rubric.model_dump_json()},
+                "Generated Outputs": outputs,
                 "Feedback": self.task.reward.feedback(row),
             }
-            for row in shown
+            for row, outputs in shown
         ]
         lm = make_lm(self.task.reflection, temperature=1.0).copy(seed=seed)
         with dspy.context(lm=lm):

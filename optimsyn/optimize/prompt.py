@@ -18,13 +18,16 @@ from pydantic import BaseModel, ConfigDict
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
-from optimsyn.base.files import write_json
+from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.base.identity import Identity
 from optimsyn.base.secrets.redaction import CleanWriter
 from optimsyn.optimize.confirmation import Confirmation, confirm, said_of
 from optimsyn.optimize.methods import method_identity, prompt_method
 from optimsyn.optimize.prompt_task import PromptTask
 from optimsyn.reward.judgements import digest
+
+TRAJECTORIES = "author.jsonl"
+"""What the author did, by guiding text, passage and seed."""
 
 
 class PromptResult(BaseModel):
@@ -66,8 +69,8 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
     the budget have some (`optimsyn.optimize.confirmation`).
 
     Args:
-        task: Its folder receives `history.jsonl` (a row for each candidate), `search.log` (the method's output) and
-            `result.json`.
+        task: Its folder receives `history.jsonl` (a row for each candidate), `search.log` (the method's output),
+            `result.json`, and `author.jsonl` (what the author did) where the author's text is improved.
 
     Raises:
         RecipeError: There is no such method.
@@ -87,6 +90,8 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
     if task.held:
         inputs["the held passages"] = [(each.id, each.text) for each in task.held]
         inputs["the passages to learn from"] = [(each.id, each.text) for each in task.learning]
+    if task.author is not None:
+        inputs["the author"] = [task.author.config.model_dump(mode="json"), task.author.model.name]
     if own:
         inputs["the source of optimizers.prompt.method"] = own
         inputs["the passages to train on"] = [(each.id, each.text) for each in task.training]
@@ -111,6 +116,9 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
         except Exception as error:  # noqa: BLE001 - raised below, unless an earlier error caused it
             task.watch.remember(error)
     task.watch.raise_first()
+    if task.author is not None:
+        done = task.author.trajectories
+        write_jsonl(task.folder / TRAJECTORIES, [done[place] for place in sorted(done)])
     result = PromptResult(
         method=name,
         guiding_text=best.guiding_text,

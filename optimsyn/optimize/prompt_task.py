@@ -7,10 +7,8 @@ and is raised when the method has ended.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from optimsyn.base.errors import ReplyError, ServiceError, StageError
+from optimsyn.base.errors import StageError
 from optimsyn.base.event_loops import run_sync
-from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History
+from optimsyn.optimize.programs import AuthorProgram, RubricProgram, Watch
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
-from optimsyn.reward.drafting import RubricRequest
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.author.agent import RubricAuthor
     from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
 
@@ -39,139 +37,6 @@ if TYPE_CHECKING:
 GARBAGE_LIMIT = 20
 # Passages judged at once.
 THREADS = 16
-
-
-class Watch:
-    """Remembers the first error of any thread.
-
-    Attributes:
-        error: That error, if there was one.
-    """
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self._lock = threading.Lock()
-
-    def remember(self, error: BaseException) -> None:
-        """Keeps the first error."""
-        with self._lock:
-            self.error = self.error or error
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Refuses to continue after an error, and remembers an error from inside."""
-        if self.error is not None:
-            raise ServiceError("stopped after an earlier error") from self.error
-        try:
-            yield
-        except Exception as error:
-            self.remember(error)
-            raise
-
-    def raise_first(self) -> None:
-        """Raises the remembered error, if there is one."""
-        if self.error is not None:
-            raise self.error
-
-
-class RubricProgram(dspy.Module):
-    """The rubric writer as the student of a DSPy optimiser: an unreadable rubric is an outcome, not an exception.
-
-    The guiding text is the instruction of its one predictor. `deepcopy` copies the predictor; models, caches and the
-    error memory are shared.
-
-    Attributes:
-        before: Called with the guiding text and the passage before a rubric is asked for.
-    """
-
-    def __init__(
-        self, writer: RubricWriter, watch: Watch, garbage_limit: int, count: Callable[[str, str, int], None]
-    ) -> None:
-        super().__init__()
-        self._garbage_limit = garbage_limit
-        self.writer = writer
-        self._watch = watch
-        self._count = count
-        self._rubric_model = writer.model.name
-        self._garbage: list[str] = []
-        self._written: dict[tuple[str, str, int], RubricRequest] = {}
-        self.before: Callable[[str, Passage], None] | None = None
-
-    def forward(self, passage: Passage, kind: str, seed: int) -> dspy.Prediction:
-        """`rubric`, or `error` and `unjudged` where the reply has none; `guiding_text` and `rubric_model`."""
-        with self._watch():
-            if self.before is not None:
-                self.before(self.guiding_text, passage)
-            trace = dspy.settings.trace
-            before = 0 if trace is None else len(trace)
-            # A method shows this to a reflection model; the reward reads it back.
-            prediction = run_sync(self.ask(self.blank(passage, kind, seed))).prediction
-            # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; DSPy's
-            # optimisers skip examples without one.
-            if trace is not None and len(trace) == before:
-                trace.append((self.writer.write, {"passage": passage.text, "kind": kind}, prediction))
-            return prediction
-
-    def blank(self, passage: Passage, kind: str, seed: int, variant: str = "") -> RubricRequest:
-        """The request for a rubric under the current guiding text."""
-        return RubricRequest(
-            passage=passage,
-            kind=kind,
-            guiding_text=self.guiding_text,
-            rubric_model=self._rubric_model,
-            seed=seed,
-            variant=variant,
-        )
-
-    async def ask(self, blank: RubricRequest) -> RubricRequest:
-        """Adds the rubric to a request, or the reason why none could be read; asks the model once for equal requests.
-
-        Raises:
-            ServiceError: The service failed for good, or too many rubrics in a row could not be read.
-            StageError: The budget is exceeded.
-        """
-        key = (self.guiding_text, blank.passage.id, blank.seed)
-        self._count(*key)
-        request = self._written.get(key)
-        if request is None:
-            try:
-                reply = await self.writer.aforward(passage=blank.passage, kind=blank.kind, seed=blank.seed)
-                request = blank.under(reply.rubric)
-            except ReplyError as problem:
-                request = blank.under(problem)
-            self._written[key] = request
-        if request.error is None:
-            self._garbage.clear()
-        else:
-            self._note_garbage(request.error)
-        return request.model_copy(update={"variant": blank.variant})
-
-    @property
-    def guiding_text(self) -> str:
-        """Its current guiding text."""
-        return self.writer.guiding_text
-
-    def under(self, text: str) -> RubricProgram:
-        """A copy with another guiding text."""
-        twin = self.deepcopy()
-        twin.writer.guiding_text = text
-        return twin
-
-    def _note_garbage(self, sample: str) -> None:
-        self._garbage.append(sample)
-        if len(self._garbage) >= self._garbage_limit:
-            raise ServiceError(
-                f"models.rubric {self._rubric_model!r} has returned {len(self._garbage)} replies in a row that hold no "
-                f"rubric, for example: {redact(sample)[:300]}. Is it the model that you meant, and is "
-                "models.rubric.max_tokens large enough? Everything judged so far is kept."
-            )
-
-    def deepcopy(self) -> RubricProgram:
-        """Copies the predictor; models, caches and the error memory are shared on purpose."""
-        twin = copy.copy(self)
-        twin.writer = copy.copy(self.writer)
-        twin.writer.write = copy.copy(self.writer.write)
-        return twin
 
 
 @dataclass(frozen=True)
@@ -209,7 +74,8 @@ class PromptTask:
     """The task of a method of prompt optimisation.
 
     Attributes:
-        config: The recipe's section `optimizers.prompt`; `metric_calls` is the budget of judged pairs.
+        config: The recipe's section `optimizers.prompt`; `metric_calls` is the budget of judged pairs, or of rubrics
+            where the author writes them.
         writer: The rubric writer with the start text; it is not changed.
         reward: The reward of the run. Use `judge`, `compare` or `metric`, which enforce the budget.
         passages: The passages of the run, in the order of use.
@@ -217,6 +83,7 @@ class PromptTask:
         seed: Draw only from this seed, so that a restarted search takes the same path.
         folder: Receives `history.jsonl`; a method may keep other files there.
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
+        author: Writes the rubrics, so that its text is improved; None: the writer does.
         start: The guiding text to start from.
         comparison: The passages that every text is compared on.
         held: Passages to confirm the winner on; a method leaves them alone.
@@ -235,6 +102,7 @@ class PromptTask:
     seed: int
     folder: Path
     reflection: LanguageModel | None = None
+    author: RubricAuthor | None = None
     start: str = field(init=False)
     comparison: tuple[Passage, ...] = field(init=False)
     held: tuple[Passage, ...] = field(init=False)
@@ -262,8 +130,10 @@ class PromptTask:
 
     @cached_property
     def program(self) -> RubricProgram:
-        """The rubric writer as a DSPy program, under the start text."""
+        """The rubric writer, or the author, as a DSPy program under the start text."""
         limit = min(GARBAGE_LIMIT, 2 * len(self.comparison))
+        if self.author is not None:
+            return AuthorProgram(self.author, self.writer, self.watch, limit, self._ask).under(self.start)
         return RubricProgram(self.writer, self.watch, limit, self._ask).under(self.start)
 
     @cached_property
@@ -278,7 +148,7 @@ class PromptTask:
 
     @property
     def left(self) -> int:
-        """How many pairs may still be judged; repeated pairs are free."""
+        """How much of the budget is left; what was asked for before is free."""
         return self.spendable - len(self._asked)
 
     def over(self, costs: int) -> bool:
@@ -373,10 +243,10 @@ class PromptTask:
             if (text, passage, seed) in self._asked:
                 return
             if self.left < 1:
-                most = self.spendable
+                most, unit = self.spendable, "judged pairs" if self.author is None else "rubrics of the author"
                 kept = f" ({2 * len(self.held)} more are for the confirmation)" if self.held else ""
                 raise StageError(
-                    f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
+                    f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} {unit} that "
                     f"optimizers.prompt.metric_calls allows{kept}; nothing more was bought, all judgements are kept. "
                     f"A text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"

@@ -211,7 +211,10 @@ class Recipe(Shown, Whole):
         trained = "" if self.fine_tune.target is None else f", of {_model(self.fine_tune.target)}"
         learned = [
             f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
-            if prompt.enabled
+            if prompt.for_writer
+            else "",
+            f"text of the author by {method_label(prompt.method)}, {prompt.metric_calls:,} rubrics"
+            if prompt.for_author
             else "",
             f"rubric model by {method_label(policy.method)}, {rounds}{policy.steps:,} steps of "
             f"{policy.passages_per_step} × {policy.group_size}"
@@ -305,7 +308,7 @@ class Recipe(Shown, Whole):
             return tuple(v for v in ARMS if v in self.synthesis.arms and v != "validation")
         on = {
             "author": self.author.enabled,
-            "optimized": self.optimizers.prompt.enabled,
+            "optimized": self.optimizers.prompt.for_writer,
             "policy": self.optimizers.policy.enabled,
         }
         return tuple(v for v in VARIANTS if on.get(v, True))
@@ -392,6 +395,8 @@ class Recipe(Shown, Whole):
             why = "but its optimiser is disabled; enable it"
             if self.synthesis.dataset == "author":
                 why = "but its author is disabled; enable it"
+            if self.synthesis.dataset == "optimized" and self.optimizers.prompt.for_author:
+                why = "but optimizers.prompt.program: author finds a text for the author alone; set program: rubric"
             if self.synthesis.arms is not None:
                 why = "but synthesis.arms does not name it; add it"
             wrong.append(

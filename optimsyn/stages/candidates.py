@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from optimsyn.base.errors import StageError
@@ -31,7 +31,8 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
         return tools.recipe.synthesis.insider_text or ""
     if variant == "author" and tools.recipe.author.text == "optimized":
         return tools.best_guiding_text
-    return tools.recipe.guiding_text if under_own_text(variant, tools.recipe.synthesis) else tools.best_guiding_text
+    own = under_own_text(variant, tools.recipe.synthesis) or tools.recipe.optimizers.prompt.for_author
+    return tools.recipe.guiding_text if own else tools.best_guiding_text
 
 
 def sampler_of(tools: Tools, variant: str) -> LanguageModel | None:
@@ -89,36 +90,39 @@ def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
     )
 
 
-def author_of(tools: Tools, reward: InfluenceReward, guiding_text: str | None = None) -> RubricAuthor:
-    """The recipe's author, who has its drafts judged by a reward.
+def author_of(tools: Tools, reward: InfluenceReward) -> RubricAuthor:
+    """The recipe's author, who follows the guiding text of each request.
 
     Args:
         tools: The run's models and passages.
-        reward: Of the stage; the author's judgements enter its ledger.
-        guiding_text: What the drafts of a rubric writer follow; None: the text of the variant author.
+        reward: Of the stage, which judges the drafts; the judgements enter its ledger.
     """
     from optimsyn.reward.author.agent import RubricAuthor
     from optimsyn.reward.author.desk import Workplace
     from optimsyn.reward.author.library import Library, kinds_of
 
-    text = guiding_text_of(tools, "author") if guiding_text is None else guiding_text
     return RubricAuthor(
         tools.recipe.author,
         tools.author_model,
-        _writer_of(tools, "author", text),
+        _writer_of(tools, "author"),
         Workplace(reward, Library(tools.passages), kinds_of(tools.validation), tools.shape),
         role="rubric" if tools.recipe.models.author is None else "author",
     )
 
 
-def _writer_of(tools: Tools, variant: str, guiding_text: str) -> WriteRubric:
-    """Writes a variant's rubrics: sampled as the policy's, or by the rubric writer."""
+def _writer_of(tools: Tools, variant: str) -> WriteRubric:
+    """Writes a variant's rubrics under the text of each request: sampled as the policy's, or by the rubric writer."""
     from optimsyn.reward.drafting import with_writer
 
     sampler = sampler_of(tools, variant)
-    return (
-        with_writer(tools.rubric_writer(guiding_text)) if sampler is None else partial(_sampled_rubric, tools, sampler)
-    )
+    if sampler is not None:
+        return partial(_sampled_rubric, tools, sampler)
+    writer = cache(lambda guiding_text: with_writer(tools.rubric_writer(guiding_text)))
+
+    async def write(request: RubricRequest) -> Rubric:
+        return await writer(request.guiding_text)(request)
+
+    return write
 
 
 def rubric_source(
@@ -139,7 +143,7 @@ def rubric_source(
 
     write: WriteRubric | None = None
     if variant not in ("no_rubric", "author"):
-        write = _writer_of(tools, variant, guiding_text_of(tools, variant))
+        write = _writer_of(tools, variant)
 
     async def ask(blank: RubricRequest) -> RubricRequest:
         if variant == "author":

@@ -8,6 +8,7 @@ from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_text
 from optimsyn.runs.results.built_in import OptimizePromptResult
 from optimsyn.runs.results.measured import loads_of
+from optimsyn.stages.candidates import author_of, forget_untrained
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -31,6 +32,7 @@ def run(run: Run) -> OptimizePromptResult:
 
 
 def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResult:
+    from optimsyn.base.event_loops import run_sync
     from optimsyn.llm.factory import load_language_model
     from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.prompt import optimize_guiding_text
@@ -43,11 +45,10 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
         reflection = load_language_model(
             recipe.models.reflection, run.replies, budget=tools.budget, field="models.reflection"
         )
-    # The search ends before it could pass its budget, often a little earlier.
-    reward = tools.reward(
-        "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")
-    )
-    stage.progress(0, config.metric_calls, "judged pairs")
+    # The search ends before it could pass its budget, often a little earlier; an author seldom uses all its drafts.
+    most = config.metric_calls * (recipe.author.drafts if config.for_author else 1)
+    reward = tools.reward("optimize_prompt", lambda now, judged: stage.progress(judged, most, "judged pairs"))
+    stage.progress(0, most, "judged pairs")
     stage.note(optimizer=method_facts(PROMPT_OPTIMIZERS, config.method))
     search = optimize_guiding_text(
         PromptTask(
@@ -59,8 +60,11 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
             recipe.seed_of("policy"),
             run.path("optimize_prompt"),
             reflection,
+            author_of(tools, reward) if config.for_author else None,
         )
     )
+    # What comes next needs the memory.
+    run_sync(forget_untrained(tools))
     write_text(run.path("optimize_prompt", "guiding_text.txt"), search.guiding_text + "\n")
     return OptimizePromptResult(
         enabled=True,

@@ -100,7 +100,7 @@ def _lessons(tools: Tools, reward: InfluenceReward, guiding_text: str) -> list[J
     passages = tools.passages_for("optimize")
     held = held_ids(recipe.optimizers.policy, [passage.id for passage in passages], seed)
     chosen = [passage for passage in passages if passage.id not in held][: recipe.author.lessons]
-    return run_sync(_judged_drafts(tools, author_of(tools, reward, guiding_text), chosen, guiding_text))
+    return run_sync(_judged_drafts(tools, author_of(tools, reward), chosen, guiding_text))
 
 
 async def _judged_drafts(
@@ -124,9 +124,10 @@ async def _judged_drafts(
     await asyncio.gather(*(author.ask(blank) for blank in blanks))
     # The policy that is trained next needs the memory.
     await forget_untrained(tools)
-    done = [author.trajectories[blank.passage.id, blank.seed] for blank in blanks]
+    places = [(blank.guiding_text, blank.passage.id, blank.seed) for blank in blanks]
+    done = [author.trajectories[place] for place in places]
     write_jsonl(tools.run.path("train_policy", LESSONS), done)
-    return [row for blank in blanks for row in author.judged[blank.passage.id, blank.seed]]
+    return [row for place in places for row in author.judged[place]]
 
 
 def _taught(rows: Sequence[Judgement]) -> list[str]:

@@ -23,7 +23,7 @@ def author_makes(recipe: Recipe, rubrics: Range) -> list[tuple[Kind, Range]]:
     if not works(recipe.author, recipe.synthesis):
         return []
     known = {"static", "static_pool"} & set(recipe.variants) and recipe.author.text == "own"
-    return _requests(recipe, rubrics, shared=1 if known else 0)
+    return author_asks(recipe, rubrics, shared=1 if known else 0)
 
 
 def author_teaches(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -34,10 +34,11 @@ def author_teaches(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     lessons = recipe.author.lessons
     if passages:
         lessons = min(lessons, passages - policy.held(passages))
-    return _requests(recipe, Range.exactly(float(lessons)), shared=0)
+    return author_asks(recipe, Range.exactly(float(lessons)))
 
 
-def _requests(recipe: Recipe, rubrics: Range, *, shared: int) -> list[tuple[Kind, Range]]:
+def author_asks(recipe: Recipe, rubrics: Range, *, shared: int = 0) -> list[tuple[Kind, Range]]:
+    """Requests for so many rubrics of the author, `shared` drafts of each of which are known."""
     config = recipe.author
     drafts = float(config.drafts)
     if config.decides == "plan" or (config.decides == "auto" and author_model(recipe.models).provider == "embedded"):

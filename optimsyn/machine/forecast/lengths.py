@@ -118,7 +118,8 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     pair_reply = sum(share * demo_length(kind) for kind, share in kinds)
     rubric_reply = sum(count_rubric(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
     reflection = models.reflection
-    examples_in = recipe.optimizers.prompt.minibatch * (mean(count_pair, pair_prompt) / 2 + 200)
+    of_steps = recipe.author.steps / 2 * _STEP_IN if recipe.optimizers.prompt.for_author else 0.0
+    examples_in = recipe.optimizers.prompt.minibatch * (mean(count_pair, pair_prompt) / 2 + 200 + of_steps)
     judge_in = judge_out = 0.0
     if models.judge is not None:
         count_judge = _counter(models.judge)[0]

@@ -17,7 +17,7 @@ from optimsyn.data.splits import passage_parts
 from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
-from optimsyn.machine.forecast.author import author_makes, author_teaches
+from optimsyn.machine.forecast.author import author_asks, author_makes, author_teaches
 from optimsyn.machine.forecast.lengths import Kind, Lengths, measure
 from optimsyn.optimize.halving import MOST_PROPOSALS, most_pairs, rungs
 from optimsyn.recipe.sections.arms import has_weights
@@ -235,6 +235,8 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     confirmed = 2 * split.held * _won(proposals)
     judged = Range(low=split.compared, expected=pairs + confirmed, high=config.metric_calls)
     work: list[tuple[Kind, Range]] = [("rubric", judged), ("pair", judged)]
+    if config.for_author:
+        work = author_asks(recipe, judged)
     if recipe.models.reflection is not None:
         most = 1 + (split.searched - split.compared) / tried
         if config.method == "halving":
@@ -332,7 +334,7 @@ def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> li
     sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
     new = candidates if sampled else candidates.less(cached)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new), *authored]
-    if recipe.optimizers.prompt.enabled:
+    if recipe.optimizers.prompt.for_writer:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
     if recipe.optimizers.policy.enabled:

@@ -21,6 +21,10 @@ CEILINGS: tuple[Variant, ...] = ("insider", "validation")
 TRAINED: tuple[Variant, ...] = ("policy", "both")
 """Arms whose rubrics the trained policy writes."""
 _SEARCHED: tuple[Variant, ...] = ("optimized", "both")
+_FOR_AUTHOR = (
+    "optimizers.prompt.program is author, so the search finds a text for the author alone; remove the arm, or set "
+    "program: rubric"
+)
 # Needs the weights of the rubric model.
 _SAMPLED: tuple[Variant, ...] = ("untrained_policy", *TRAINED)
 
@@ -73,6 +77,8 @@ def arm_problems(synthesis: Synthesis, optimizers: Optimizers, rubric: ModelSpec
         problems += _named(arms, TRAINED, "optimizers.policy is disabled; enable it, or remove the arm")
     if not optimizers.prompt.enabled:
         problems += _named(arms, _SEARCHED, "optimizers.prompt is disabled; enable it, or remove the arm")
+    elif optimizers.prompt.for_author:
+        problems += _named(arms, _SEARCHED, _FOR_AUTHOR)
     if "static_pool" in arms:
         problems += _pool_problems(synthesis, optimizers)
     if "insider" in arms and synthesis.insider_text is None:
@@ -90,7 +96,8 @@ def idle_optimizers(synthesis: Synthesis, optimizers: Optimizers) -> list[str]:
     by_cost = "static_pool" in synthesis.arms and synthesis.pool is None
     policy_used = bool(set(synthesis.arms) & set(TRAINED)) or by_cost
     # Without a policy, the prompt search says what the pool may cost.
-    prompt_used = bool(set(synthesis.arms) & set(_SEARCHED)) or (by_cost and not optimizers.policy.enabled)
+    readers = ("author",) if optimizers.prompt.for_author else _SEARCHED
+    prompt_used = bool(set(synthesis.arms) & set(readers)) or (by_cost and not optimizers.policy.enabled)
     parts = (("policy", optimizers.policy.enabled, policy_used), ("prompt", optimizers.prompt.enabled, prompt_used))
     return [
         f"optimizers.{name} is enabled, but no arm of synthesis.arms uses what it learns; set "

@@ -39,7 +39,8 @@ class Author(Section):
     cost_usd: float | None = Field(None, gt=0, description="The same in US dollars; all prices must be known.")
     text: Literal["own", "optimized"] = Field(
         "own",
-        description="Guiding text that it follows: the recipe's, or the one that optimize_prompt found.",
+        description="Guiding text that it follows: the recipe's, or the one that optimize_prompt found; see "
+        "optimizers.prompt.program.",
     )
     lessons: int = Field(
         8,
@@ -69,6 +70,11 @@ def at_work(author: Author, synthesis: Synthesis, optimizers: Optimizers) -> boo
 
 def author_problems(author: Author, synthesis: Synthesis, optimizers: Optimizers, models: Models) -> list[str]:
     """What a recipe with an author lacks, a sentence each."""
+    searched = "optimizers.prompt.program: author improves the text of the variant author, and"
+    if optimizers.prompt.for_author and not works(author, synthesis):
+        cure = "set author.enabled: true" if synthesis.arms is None else "name the arm author"
+        place = "author.enabled is false" if synthesis.arms is None else "synthesis.arms does not name it"
+        return [f"{searched} {place}; {cure}, or set program: rubric"]
     if not at_work(author, synthesis, optimizers):
         if models.author is not None:
             return ["models.author is named, and no author works: set author.enabled: true, or remove models.author"]
@@ -86,6 +92,8 @@ def author_problems(author: Author, synthesis: Synthesis, optimizers: Optimizers
         for name, each in slow.items()
         if each.batch
     ]
+    if optimizers.prompt.for_author and author.text == "own":
+        problems.append(f"{searched} with author.text: own it follows the recipe's; set author.text: optimized")
     if author.text == "optimized" and not optimizers.prompt.enabled:
         problems.append(
             "author.text: optimized needs optimizers.prompt, which is disabled; enable it, or set it to own"

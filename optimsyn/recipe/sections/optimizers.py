@@ -13,7 +13,7 @@ from optimsyn.recipe.sections.parts import named
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
 # Newer fields of the policy: a recipe without them keeps its fingerprint, and its trainings resume.
-LATER_PROMPT_FIELDS = ("method", "confirm_passages", "patience")
+LATER_PROMPT_FIELDS = ("method", "program", "confirm_passages", "patience")
 # A mean of fewer differences has no interval worth the name.
 FEWEST_CONFIRMED = 4
 # The share of the judged pairs that a confirmation takes by itself is two of these: the recipe's text and the new one.
@@ -60,7 +60,17 @@ class PromptOptimizer(Section):
         description="gepa, halving, miprov2 (needs models.reflection), or one of your own: package.module:name, or the "
         "name that it is registered under.",
     )
-    metric_calls: int = Field(40, ge=4, description="Judged pairs that the search may spend.")
+    program: Literal["rubric", "author"] = Field(
+        "rubric",
+        description="Whose text is improved. rubric: that of the rubric writer, for the variant optimized and the "
+        "policy. author: that of the author, for the variant author (with author.text: optimized).",
+    )
+    metric_calls: int = Field(
+        40,
+        ge=4,
+        description="Judged pairs that the search may spend; of program: author, rubrics, each of which may take "
+        "author.steps replies and author.drafts judged pairs.",
+    )
     minibatch: int = Field(4, ge=1, description="Passages that gepa and halving first try a candidate on.")
     passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
     confirm_passages: int | None = Field(
@@ -85,6 +95,16 @@ class PromptOptimizer(Section):
                 f"than half of metric_calls: {self.metric_calls}; raise metric_calls, or give fewer"
             )
         return self
+
+    @property
+    def for_writer(self) -> bool:
+        """Whether a search improves the text of the rubric writer."""
+        return self.enabled and self.program == "rubric"
+
+    @property
+    def for_author(self) -> bool:
+        """Whether a search improves the text of the author."""
+        return self.enabled and self.program == "author"
 
     def split(self, passages: int) -> PromptSplit:
         """How a run's passages are used."""

@@ -24,11 +24,10 @@ from optimsyn.programs.prompts.author_prompts import (
     Action,
     author_messages,
     read_action,
-    transcribed,
 )
 from optimsyn.programs.rubric import WriteRubric
 from optimsyn.reward.author.desk import Desk, Workplace
-from optimsyn.reward.author.trajectory import Ending, Trajectory
+from optimsyn.reward.author.trajectory import Ending, Trajectory, transcript
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Call, LanguageModel
@@ -52,8 +51,8 @@ class RubricAuthor:
         role: Field of the model in the recipe: `author` or `rubric`.
 
     Attributes:
-        trajectories: What was done, by passage and seed.
-        judged: The judgements of the scored drafts, by passage and seed, in the order of the drafts.
+        trajectories: What was done, by guiding text, passage and seed.
+        judged: The judgements of the scored drafts, by the same, in the order of the drafts.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class RubricAuthor:
         self.config = config
         self.model = model
         self.role = role
-        self.trajectories: dict[tuple[str, int], Trajectory] = {}
-        self.judged: dict[tuple[str, int], list[Judgement]] = {}
+        self.trajectories: dict[tuple[str, str, int], Trajectory] = {}
+        self.judged: dict[tuple[str, str, int], list[Judgement]] = {}
         self.write = write
         self.place = place
 
@@ -99,13 +98,13 @@ class RubricAuthor:
             await (self._by_plan(desk) if decided == "plan" else self._by_model(desk, blank))
             await desk.conclude()
         trajectory = desk.trajectory(self.model.name, decided)
-        place = (blank.passage.id, blank.seed)
+        place = (blank.guiding_text, blank.passage.id, blank.seed)
         self.trajectories[place], self.judged[place] = trajectory, desk.judged
         return blank.under(trajectory.rubric or desk.nothing())
 
     def of(self, judged: Sequence[Judgement]) -> list[Trajectory]:
         """The trajectories that judged candidates came of, in their order."""
-        found = (self.trajectories.get((row.passage_id, row.seed)) for row in judged)
+        found = (self.trajectories.get((row.guiding_text, row.passage_id, row.seed)) for row in judged)
         return [trajectory for trajectory in found if trajectory is not None]
 
     async def _by_plan(self, desk: Desk) -> None:
@@ -139,12 +138,11 @@ class RubricAuthor:
     def messages(self, desk: Desk, blank: RubricRequest, guiding_text: str) -> list[dict[str, str]]:
         """The prompt of the next step."""
         chat = self.model.chat
-        steps = [(step.thought, Action(step.tool, step.argument).line, step.result) for step in desk.steps]
         return author_messages(
             guiding_text,
             blank.passage.text,
             self.place.shape.form(blank.kind).described(),
-            transcript=transcribed(steps, chat=chat),
+            transcript=transcript(desk.steps, chat=chat),
             left=desk.left,
             chat=chat,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -9,6 +10,10 @@ from pydantic import Field
 
 from optimsyn.data.records import Record, Rubric
 from optimsyn.llm.reply import Usage
+from optimsyn.programs.prompts.author_prompts import Action, transcribed
+
+# Characters of a step's argument and of its result that an optimiser of the author's text is shown.
+_SHOWN = 400
 
 
 class Ending(StrEnum):
@@ -75,6 +80,13 @@ class AuthorDraft(Record):
     valid: bool | None = None
     reward: float | None = None
 
+    @property
+    def verdict(self) -> str:
+        """What came of it, in words."""
+        if self.reward is None:
+            return "not scored"
+        return f"reward {self.reward:+.3g}, {'valid' if self.valid else 'invalid'}"
+
 
 class Trajectory(Record):
     """All steps for one passage and seed; a line of the run's file of trajectories.
@@ -119,3 +131,28 @@ class Trajectory(Record):
     def misused(self) -> int:
         """Steps that were no use of a tool."""
         return sum(bool(step.misuse) for step in self.steps)
+
+    @property
+    def told(self) -> str:
+        """All steps with shortened results, the drafts with their rewards, and why it ended."""
+        drafts = [f"Draft {number}: {draft.verdict}." for number, draft in enumerate(self.drafts, 1)]
+        chosen = "without a rubric" if self.chosen is None else f"with draft {self.chosen}"
+        end = f"The work ended {chosen}, because {ENDINGS[self.ended]}."
+        return "\n\n".join(filter(None, (transcript(self.steps, longest=_SHOWN), "\n".join([*drafts, end]))))
+
+
+def transcript(steps: Sequence[Step], *, chat: bool = True, longest: int | None = None) -> str:
+    """Steps as a prompt shows them.
+
+    Args:
+        steps: In order.
+        chat: Whether the model that reads it follows instructions.
+        longest: Most characters of an argument and of a result; None: all.
+    """
+
+    def cut(text: str) -> str:
+        return text if longest is None or len(text) <= longest else f"{text[:longest]}…"
+
+    return transcribed(
+        [(step.thought, Action(step.tool, cut(step.argument)).line, cut(step.result)) for step in steps], chat=chat
+    )
