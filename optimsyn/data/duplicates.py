@@ -131,7 +131,7 @@ def overlap(
 
 
 def contradicting(questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """Indices `(earlier, later)` of questions with the same text and scope, where neither accepts the other's answer."""
+    """Indices `(earlier, later)` of equal questions of one scope where neither accepts the other's answer."""
     asked: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     found = []
     for position, question in enumerate(questions):

@@ -133,9 +133,11 @@ class Recipe(Shown, Whole):
 
     @classmethod
     def _read(cls, file: Path, of_run: bool) -> Recipe:
-        from optimsyn.recipe.yaml_text import invisible, read_mapping
+        from optimsyn.recipe.yaml_text import described_by, invisible, read_mapping
 
         raw, text = read_mapping(file)
+        if described_by(raw) == "study":
+            raise RecipeError(f"{file}: is a study, not a recipe; use `optimsyn study {file}`")
         influence = raw.get("influence")
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":

@@ -15,7 +15,7 @@ from optimsyn.runs.forecast import Forecast, Range, counted, money
 from optimsyn.study.arms import power
 from optimsyn.study.arms.outcomes import CellState
 from optimsyn.study.arms.result import Power, StudyResult, power_from
-from optimsyn.study.arms.study_file import StudyCell, StudyFile
+from optimsyn.study.arms.study_file import INFLUENCE, StudyCell, StudyFile
 
 STUDY_JSON = "study.json"
 
@@ -95,7 +95,8 @@ def check_recipes(
             report(f"Checking {cell.domain} under {cell.control} …")
         preflight = checked(cell.recipe, root, ask=False)
         forecasts[place] = preflight.forecast
-        problems += [f"{cell.name}: {problem}" for problem in preflight.problems]
+        where = f"recipes.{cell.domain}" + ("" if cell.control == INFLUENCE else f" with controls.{cell.control}")
+        problems += [f"{where}: {problem}" for problem in preflight.problems]
     if problems:
         raise RecipeError("\n".join(problems))
     return forecasts

@@ -38,6 +38,7 @@ from optimsyn.study.arms.outcomes import CellState, state_of
 from optimsyn.study.arms.page import STUDY_HTML, page_of
 from optimsyn.study.arms.start import Registered, changes_since, contrasts_by_origin, register, registered
 from optimsyn.study.arms.study_file import StudyCell, StudyFile, cells_of
+from optimsyn.study.study_yaml import in_file
 
 RECIPES = "recipes"
 UNITS = {"accuracy": "(a share of 1)", "token_f1": "(of 1)"}
@@ -50,6 +51,7 @@ class Study:
     file: StudyFile
     cells: tuple[StudyCell, ...]
     folder: Path
+    path: Path
 
     @classmethod
     def open(cls, path: str | Path, root: Path | str = "runs") -> Study:
@@ -59,7 +61,9 @@ class Study:
             RecipeError: The file or a recipe is wrong; names all problems.
         """
         file = StudyFile.load(path)
-        return cls(file, tuple(cells_of(file)), Path(root).resolve() / file.name)
+        with in_file(path):
+            cells = tuple(cells_of(file))
+        return cls(file, cells, Path(root).resolve() / file.name, Path(path))
 
     @property
     def start(self) -> Registered | None:
@@ -127,7 +131,8 @@ class Study:
             RecipeError: Something would stop a run.
         """
         left = [each.cell for each in root_states if each.state != "finished"]
-        forecasts = check_recipes(left, self.folder, None if status is None else status.update)
+        with in_file(self.path):
+            forecasts = check_recipes(left, self.folder, None if status is None else status.update)
         return forecast_of(root_states, forecasts, jobs)
 
     def write_recipes(self) -> list[str]:
