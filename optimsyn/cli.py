@@ -16,6 +16,7 @@ import typer
 
 import optimsyn
 from optimsyn.agents.analyst.defaults import BUDGET, BUYS, STEPS
+from optimsyn.base.counting import plural
 from optimsyn.base.environment import PARENT, variable
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.terminal.json_output import FAILED, JSON_OUTPUT, JsonCommand, PairsCommand, called, command_of
@@ -79,11 +80,11 @@ def _options(
 @app.command(cls=JsonCommand)
 def doctor() -> None:
     """Check this machine, and say what it lacks."""
+    from optimsyn.execution.status_line import Steps
     from optimsyn.machine.doctor import diagnose, report
 
     console = make_console()
-    with console.status("Looking at this machine …"):
-        findings = list(diagnose())
+    findings = list(diagnose(Steps().step))
     JSON_OUTPUT.deliver(lambda: _results().DoctorResult.of(findings))
     console.print(report(findings))
     if any(finding.status == "fail" for finding in findings):
@@ -135,7 +136,8 @@ def preview(
 
     console, steps = make_console(), Steps()
     steps.say(
-        f"A preview checks everything, writes {pairs} pairs and scores them by gradients of the target, which take "
+        f"A preview checks everything, writes {plural(pairs, 'pair')} and scores them by gradients of the target, "
+        "which take "
         "longest: seconds on a GPU, up to some minutes on a CPU."
     )
     run_ = open_checked(recipe, root, size, changes, console, steps)

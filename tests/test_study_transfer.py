@@ -261,5 +261,7 @@ def test_what_a_transfer_refuses(tmp_path: Path, changes: dict[str, Any], said: 
 def test_a_target_that_cannot_be_asked_a_test_question_is_refused_by_name(tmp_path: Path) -> None:
     models = {"targets": {"small": None, "tight": {"max_length": 32}}, "generators": {"plain": None}}
     transfer = Transfer.open(write_transfer(tmp_path, transfer=models), tmp_path / "runs")
-    with pytest.raises(RecipeError, match=r"toy.yaml:\n  transfer.targets.tight: embedded cannot read the test question '.*'"):
+    with pytest.raises(
+        RecipeError, match=r"toy.yaml:\n  transfer.targets.tight: embedded cannot read the test question '.*'"
+    ):
         transfer.foresee(transfer.states(), 1)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.duplicates import contradicting, overlap
 from optimsyn.data.files.file_tree import Fault
@@ -245,7 +246,7 @@ class _Reader:
         usable = len(faulty) + len(torn) < total or total < 3
         faults = sorted([*(fault.message for fault in torn), *told_once(faulty, len(rows))], key=_line)
         self.problems += (
-            faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
+            faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {plural(total, 'row')} is usable"]
         )
         return reading
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from optimsyn.base.counting import plural
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.files.rows import sampled, shortened
 from optimsyn.data.injections import all_dropped, note, talking
@@ -36,7 +37,8 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
     preflight.counts |= {"documents": len(used), "passages": len(passages)}
     if not passages:
         preflight.problems.append(
-            f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
+            f"documents: none of {plural(len(lost), 'passage')} has documents.min_words = "
+            f"{recipe.documents.min_words} words; "
             "lower it or give longer documents"
         )
         return passages
@@ -54,7 +56,7 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
     candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
     if candidates > 4 * len(passages):
         preflight.warnings.append(
-            f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
+            f"synthesis.pairs: {plural(candidates, 'candidate')} from {plural(len(passages), 'passage')} are "
             f"{candidates / len(passages):.0f} a passage, so many will be alike; add documents or ask for fewer pairs"
         )
     return passages
@@ -83,7 +85,9 @@ def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None
             "a few dozen are better"
         )
     if len(sets.test) < _FEW_TEST:
-        preflight.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
+        preflight.warnings.append(
+            f"questions.test: intervals over {plural(len(sets.test), 'test question')} will be very wide"
+        )
 
 
 def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
@@ -110,7 +114,8 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
         )
     if cut:
         preflight.warnings.append(
-            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
+            f"models.target.max_length: about {cut} of "
+            f"{plural(len(sets.validation) + len(sets.test), 'question')} have a "
             f"context that is cut to fit {longest} tokens"
         )
 

@@ -20,6 +20,7 @@ from optimsyn.agents.analyst.defaults import BUDGET, BUYS, STEPS
 from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
 from optimsyn.agents.analyst.work import Analysis, Ask, Say, Work, kept_of, set_budget
 from optimsyn.agents.guard import Guard
+from optimsyn.base.counting import plural
 from optimsyn.base.environment import ANALYST_MODEL, variable
 from optimsyn.base.errors import ModelError, ParameterError, RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
@@ -198,7 +199,8 @@ def _bounds(budget: float, steps: int, model: str, path: Path) -> str:
     """What it may spend and do, for its beginning."""
     enough = f" ({BUYS})" if budget == BUDGET else ""
     return (
-        f"The analyst works with {model} in {path}. It may take {steps} steps (--steps) and spend {budget:g} US "
+        f"The analyst works with {model} in {path}. It may take {plural(steps, 'step')} (--steps) and spend "
+        f"{budget:g} US "
         f"dollars (--budget){enough}, its own replies included; before more is spent, you are asked, or it stops."
     )
 

@@ -9,6 +9,7 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.terminal.table import duration
 from optimsyn.runs.forecast import Forecast, Range, counted, money
@@ -48,7 +49,7 @@ class StudyForecast(BaseModel):
     def sentences(self) -> list[str]:
         """It in sentences."""
         left = self.runs - self.finished
-        texts = [f"{self.runs} runs, {self.finished} of them finished."]
+        texts = [f"{plural(self.runs, 'run')}, {self.finished} of them finished."]
         if not left:
             return texts
         if self.requests is not None and self.tokens is not None:
@@ -171,9 +172,12 @@ def _again(each: Power, study: StudyFile) -> Power:
 
 def power_sentence(each: Power, seeds: int, unit: str) -> str:
     """A power in a sentence."""
-    text = f"{each.contrast}: {seeds} seeds a domain find a difference of {each.detectable[max(2, seeds)]:.3g} {unit} "
+    text = (
+        f"{each.contrast}: {plural(seeds, 'seed')} a domain find a difference of {each.detectable[max(2, seeds)]:.3g} "
+        f"{unit} "
+    )
     text += f"with a chance of 80 % (test at {each.alpha:g}, before Holm)"
     if each.smallest is None:
         return f"{text}."
     needed = "more than 200" if each.seeds_needed is None else str(each.seeds_needed)
-    return f"{text}; {each.smallest:g} needs {needed} seeds."
+    return f"{text}; {each.smallest:g} needs {needed} {'seed' if needed == '1' else 'seeds'}."

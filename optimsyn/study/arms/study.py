@@ -15,6 +15,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.status import Status
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
@@ -227,8 +228,9 @@ def tell(study: Study, forecast: StudyForecast, console: Console) -> None:
     file = study.file
     say(
         console,
-        f"Study {file.name}: {len(file.recipes)} domains × {len(file.controls)} controls × {len(file.seeds)} seeds, "
-        f"{len(file.arms)} arms in each run; contrasts: {'; '.join(map(str, file.named_contrasts))}.",
+        f"Study {file.name}: {plural(len(file.recipes), 'domain')} × {plural(len(file.controls), 'control')} × "
+        f"{plural(len(file.seeds), 'seed')}, "
+        f"{plural(len(file.arms), 'arm')} in each run; contrasts: {'; '.join(map(str, file.named_contrasts))}.",
     )
     for sentence in forecast.sentences:
         say(console, sentence)
@@ -259,7 +261,7 @@ def _notes(states: list[CellState], start: Registered) -> list[str]:
     notes = []
     left = sum(each.state != "finished" for each in states)
     if left:
-        notes.append(f"{left} of {len(states)} runs have not finished; what stands here is of the others.")
+        notes.append(f"{left} of {plural(len(states), 'run')} have not finished; what stands here is of the others.")
     seeds = {each.cell.seed for each in states if each.outcome is not None}
     if len(seeds) == 1:
         notes.append("One seed has finished: without a second one there is neither interval nor test.")

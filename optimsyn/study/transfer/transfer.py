@@ -17,6 +17,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.status import Status
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
@@ -275,8 +276,9 @@ def tell(transfer: Transfer, forecast: StudyForecast, console: Console) -> None:
     models = transfer.file.transfer
     say(
         console,
-        f"Transfer {transfer.file.name}: {len(models.generators)} generators × {len(models.targets)} targets × "
-        f"{len(transfer.file.seeds)} seeds, pairs scored by {', '.join(models.scorers)}.",
+        f"Transfer {transfer.file.name}: {plural(len(models.generators), 'generator')} × "
+        f"{plural(len(models.targets), 'target')} × "
+        f"{plural(len(transfer.file.seeds), 'seed')}, pairs scored by {', '.join(models.scorers)}.",
     )
     for sentence in forecast.sentences:
         say(console, sentence)
