@@ -115,7 +115,8 @@ def validate(
     console.print(preflight.forecast)
     if preflight.disk is not None:
         console.print(f"It will take {preflight.disk.text()}", highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{number} {name}" for name, number in preflight.counts.items())
+    console.print(f"{preflight.time}.", highlight=False, soft_wrap=True)
+    counts = ", ".join(preflight.counted)
     verdict = "nothing that was checked would stop it" if offline and preflight.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 

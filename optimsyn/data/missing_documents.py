@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
-from optimsyn.base.counting import plural
 from optimsyn.base.suggestions import nearest
 
 _EXAMPLES = 3
@@ -68,7 +67,6 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
         else "they are asked with its text, so they are left out"
     )
     return (
-        f"{source}: {len(wrong)} of {plural(total, 'question')} name a document_id that no document has: "
-        f"{listed}; {meaning}; "
+        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {listed}; {meaning}; "
         "fix their document_id or add the documents"
     )

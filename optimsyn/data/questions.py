@@ -246,7 +246,7 @@ class _Reader:
         usable = len(faulty) + len(torn) < total or total < 3
         faults = sorted([*(fault.message for fault in torn), *told_once(faulty, len(rows))], key=_line)
         self.problems += (
-            faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {plural(total, 'row')} is usable"]
+            faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
         )
         return reading
 
@@ -375,6 +375,7 @@ class _Apart:
             self.losses.append(Loss(id=ours.id, stage="split", reason=f"{how} validation question {theirs.id}"))
         if near:
             self.warnings.append(
-                f"questions: {near} test questions are (nearly) the same as validation questions and left out"
+                f"questions: {plural(near, 'test question')} {'is' if near == 1 else 'are'} (nearly) the same as "
+                "validation questions and left out"
             )
         return [question for position, question in enumerate(held_back) if position not in dropped]

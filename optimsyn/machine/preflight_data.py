@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from optimsyn.base.counting import plural
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.files.rows import sampled, shortened
+from optimsyn.data.forms.code import unnamed_note
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.passages import split_passages
 from optimsyn.data.splits import passage_notes, passage_parts
@@ -81,9 +82,12 @@ def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None
     preflight.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
     if len(sets.validation) < _FEW_VALIDATION:
         preflight.warnings.append(
-            f"questions.validation: {len(sets.validation)} questions give the influence a noisy direction; "
+            f"questions.validation: {plural(len(sets.validation), 'question')} "
+            f"{'gives' if len(sets.validation) == 1 else 'give'} the influence a noisy direction; "
             "a few dozen are better"
         )
+    unnamed = unnamed_note([*sets.validation, *sets.test])
+    preflight.warnings += [unnamed] if unnamed is not None else []
     if len(sets.test) < _FEW_TEST:
         preflight.warnings.append(
             f"questions.test: intervals over {plural(len(sets.test), 'test question')} will be very wide"
@@ -109,8 +113,8 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
     preflight.problems += shortened(too_long, "questions")
     if maybe_too_long:
         preflight.warnings.append(
-            f"models.target.max_length: {len(maybe_too_long)} questions may be longer than {longest} tokens without "
-            f"any context ({', '.join(maybe_too_long[:3])}{' ...' if len(maybe_too_long) > 3 else ''})"
+            f"models.target.max_length: {plural(len(maybe_too_long), 'question')} may be longer than {longest} "
+            f"tokens without any context ({', '.join(maybe_too_long[:3])}{' ...' if len(maybe_too_long) > 3 else ''})"
         )
     if cut:
         preflight.warnings.append(

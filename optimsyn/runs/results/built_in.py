@@ -211,7 +211,11 @@ class OptimizePromptResult(MeasuredResult):
         rows: Rows = (
             ("reward of the recipe's guiding text", self.start_score, self.start_text),
             ("reward of the chosen guiding text", self.score, self.text),
-            ("candidates tried", self.candidates, f"{plural(self.judged, 'pair')} judged"),
+            (
+                "candidates tried",
+                self.candidates,
+                NOT_RECORDED if self.judged is None else f"{plural(self.judged, 'pair')} judged",
+            ),
         )
         if (seen := self.confirmation) is not None:
             what = "gain on passages that chose nothing"
