@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 import typer
 
 import optimsyn
+from optimsyn.agents.analyst.defaults import BUDGET, BUYS, STEPS
+from optimsyn.base.counting import plural
 from optimsyn.base.environment import PARENT, variable
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.terminal.json_output import FAILED, JSON_OUTPUT, JsonCommand, PairsCommand, called, command_of
@@ -78,11 +80,11 @@ def _options(
 @app.command(cls=JsonCommand)
 def doctor() -> None:
     """Check this machine, and say what it lacks."""
+    from optimsyn.execution.status_line import Steps
     from optimsyn.machine.doctor import diagnose, report
 
     console = make_console()
-    with console.status("Looking at this machine …"):
-        findings = list(diagnose())
+    findings = list(diagnose(Steps().step))
     JSON_OUTPUT.deliver(lambda: _results().DoctorResult.of(findings))
     console.print(report(findings))
     if any(finding.status == "fail" for finding in findings):
@@ -113,7 +115,8 @@ def validate(
     console.print(preflight.forecast)
     if preflight.disk is not None:
         console.print(f"It will take {preflight.disk.text()}", highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{number} {name}" for name, number in preflight.counts.items())
+    console.print(f"{preflight.time}.", highlight=False, soft_wrap=True)
+    counts = ", ".join(preflight.counted)
     verdict = "nothing that was checked would stop it" if offline and preflight.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 
@@ -134,7 +137,8 @@ def preview(
 
     console, steps = make_console(), Steps()
     steps.say(
-        f"A preview checks everything, writes {pairs} pairs and scores them by gradients of the target, which take "
+        f"A preview checks everything, writes {plural(pairs, 'pair')} and scores them by gradients of the target, "
+        "which take "
         "longest: seconds on a GPU, up to some minutes on a CPU."
     )
     run_ = open_checked(recipe, root, size, changes, console, steps)
@@ -387,14 +391,20 @@ def agent(  # noqa: PLR0913 - options of a command
     goal: Annotated[str, typer.Argument(metavar="GOAL", help="What you want to know or have, in words.")] = "",
     recipe: Annotated[str, typer.Option(help="Recipe to begin with: a file in the root, or a bundled name.")] = "",
     budget: Annotated[
-        float | None, typer.Option(min=0, help="US dollars that all it does may cost, its own replies too.")
+        float | None,
+        typer.Option(
+            min=0,
+            help=f"US dollars that all it does may cost, its own replies too. [default: {BUDGET:g}, {BUYS}; with "
+            "--continue, that of the notebook]",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model that chooses the steps; else the generator.")] = None,
     model_options: Annotated[
         list[str] | None,
         typer.Option("--model-option", metavar="FIELD=VALUE", help="A field of that model; can be repeated."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, max=200, help="The most steps.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="The most steps.")] = STEPS,
     root: Annotated[Path, typer.Option("--root", help="The only folder that it may read and write.")] = Path(),
     notebook: Annotated[Path | None, typer.Option(help="The notebook to write; else named after the goal.")] = None,
     resumed: Annotated[
@@ -414,7 +424,7 @@ def agent(  # noqa: PLR0913 - options of a command
     from optimsyn.agents.analyst.analyse import Allowed
     from optimsyn.agents.analyst.command import Asked, work
 
-    allowed = Allowed(budget or 0.0, allow_hosted, allow_plugins, allow_address or ())
+    allowed = Allowed(BUDGET if budget is None else budget, allow_hosted, allow_plugins, allow_address or ())
     asked = Asked(goal, recipe, root, notebook, resumed, budget, model, model_options or (), steps, allowed)
     console = make_console()
     done = work(asked, console, may_ask=not JSON_OUTPUT.asked)

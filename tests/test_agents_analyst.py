@@ -215,6 +215,27 @@ def test_what_cannot_plan_is_refused_by_name(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob("*.kept"))
 
 
+def test_nothing_is_written_before_the_checks_have_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for options, said in (
+        (["--model", "openai/gpt-6-luna", "--allow-hosted"], "set the environment variable OPENAI_API_KEY"),
+        (["--model", "openai/gpt-6-luna"], "without --allow-hosted"),
+        (["--model", "./nowhere"], "there is no folder ./nowhere"),
+        (["--model", "embeded"], "did you mean `embedded`?"),
+        (["--model", "openai/x", "--model-option", "tempo=1"], "tempo: unknown field"),
+        (["--model", "openai/x", "--recipe", "nonsuch"], "there is no such recipe"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["optimsyn", "agent", "Look", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code and said in printed.out + printed.err
+        assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [

@@ -159,7 +159,7 @@ def test_compare_and_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises((StageError, RecipeError), match="is no page|is outside of"):
             tools.compare(names, output)
     monkeypatch.setattr(
-        doctor, "diagnose", lambda: iter([Finding("disk", "ok", "4 GB"), Finding("keys", "fail", "none")])
+        doctor, "diagnose", lambda *_: iter([Finding("disk", "ok", "4 GB"), Finding("keys", "fail", "none")])
     )
     found = tools.doctor()
     assert not found.ok and [each.what for each in found.findings] == ["disk", "keys"]

@@ -102,7 +102,7 @@ def test_validate_has_forecast_and_findings(call: Any, tmp_path: Path) -> None:
 
 def test_doctor_has_its_rows(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Finding("disk", "ok", "4 GB"), Finding("keys", "note", "none")]
-    monkeypatch.setattr(doctor, "diagnose", lambda: iter(rows))
+    monkeypatch.setattr(doctor, "diagnose", lambda *_: iter(rows))
     assert call("doctor")[1]["result"]["rows"][1] == {"what": "keys", "status": "note", "detail": "none"}
     rows.append(Finding("memory", "fail", "too little"))
     code, document = call("doctor")
@@ -133,7 +133,7 @@ def test_no_secret_is_in_a_document(call: Any, monkeypatch: pytest.MonkeyPatch, 
     stop(failed, "synthesize", "failed", reason=f"refused {secret}")
     assert secret not in json.dumps(call("report", failed.folder)[1])
     assert secret not in json.dumps(call("validate", tmp_path / f"{secret}.yaml")[1])
-    monkeypatch.setattr(doctor, "diagnose", lambda: iter([Finding("keys", "ok", f"is {secret}")]))
+    monkeypatch.setattr(doctor, "diagnose", lambda *_: iter([Finding("keys", "ok", f"is {secret}")]))
     assert secret not in json.dumps(call("doctor")[1])
 
 
@@ -160,7 +160,7 @@ def test_a_preview_has_its_pairs_with_influence_and_cost(tmp_path: Path) -> None
 def test_child_processes_and_text_go_to_standard_error(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom optimsyn.machine import doctor\nfrom optimsyn.cli import main\n"
-        "def diagnose():\n    print('text')\n    os.system('echo child')\n    return iter(())\n"
+        "def diagnose(step):\n    print('text')\n    os.system('echo child')\n    return iter(())\n"
         "doctor.diagnose = diagnose\nsys.argv = ['optimsyn', 'doctor', '--json']\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

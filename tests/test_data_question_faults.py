@@ -202,3 +202,31 @@ def test_closest_ids() -> None:
     assert names.closest("...") is None
     many = Names(f"doc{i}" for i in range(50_000))
     assert many.closest("doc31x") is not None
+
+
+def test_what_a_header_lacks_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("id,frage,antwort\n1,A?,x\n2,B?,\n3,,z\n")
+    said = problems(config(path)).splitlines()
+    assert len(said) == 2 and said[0].startswith(f"{path}:2: question has no `question`")
+    assert "has no answer" in said[0] and said[0].endswith("(the same in all 3 rows)")
+    path.write_text("id,question,antwort\n1,A?,x\n2, ,y\n3,C?,z\n")
+    said = problems(config(path)).splitlines()
+    assert "has no answer" in said[0] and said[0].endswith("(the same in all 3 rows)")
+    assert [line.count("has no answer") for line in said] == [1, 0, 0] and ":3: question" in said[1]
+
+
+def test_contradicting_answers_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "question": "Which vitamin prevents scurvy?", "answer": "C", "answers": ["vitamin C"]},
+        {"id": "b", "question": "which vitamin prevents  scurvy", "answer": "vitamin c"},
+        {"id": "c", "question": "Which vitamin prevents scurvy?", "answer": "D"},
+        *({"id": f"n{i}", "question": "How many bones has a hand?", "answer": str(20 + i)} for i in range(5)),
+        {"id": "e", "question": "Which sea?", "answer": "Baltic", "context": "one text"},
+        {"id": "f", "question": "Which sea?", "answer": "Black", "context": "another text"},
+    ]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    told = [line for line in read_questions(config(path), [], 0).warnings if "contradict" in line]
+    assert len(told) == 4 and told[-1] == "questions: and 2 more that contradict an earlier one"
+    for part in (":3: ", "'c'", "'Which vitamin prevents scurvy?'", ":1, ", "'a'", "'D'", "'C'"):
+        assert part in told[0]

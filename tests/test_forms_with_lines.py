@@ -17,6 +17,7 @@ from programs_helpers import TEXT, Scripted, pair, passage
 from optimsyn.base.errors import DataError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import Heard, form_named
+from optimsyn.data.forms.code import unnamed_note
 from optimsyn.data.forms.long_answer import rouge_l
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.llm.reading.plain_text import item_lines
@@ -206,6 +207,32 @@ def test_code_in_other_languages_is_not_parsed_and_says_so() -> None:
     assert checked("code", **(FINE["code"] | sql)) == ()
     content = form_named("code").content({"question": "q", "answer": "```sql\nSELECT 1\n```"}, 0)
     assert content.details == {"language": "sql", "syntax_checked": False}
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_code"),
+    [
+        ("Limes prevent scurvy.", False),
+        ("Limes (and lemons) prevent scurvy, said the surgeon", False),
+        ("1904", False),
+        ('"1904"', False),
+        ("SELECT title FROM books", True),
+        ("const opened = 1904", True),
+        ('{"opened": 1904}', True),
+        ("import library\nlibrary", True),
+        ("ls -l books", True),
+    ],
+)
+def test_code_of_no_named_language_parses_or_has_a_sign_of_code(answer: str, is_code: bool) -> None:
+    fine = FINE["code"] | {"answer": answer, "details": {"syntax_checked": False}}
+    assert ("code_well_formed" not in checked("code", **fine)) == is_code
+
+
+def test_questions_of_code_without_a_language_are_noted() -> None:
+    named = Question(id="a", question="q", answer="x = 1", form="code", details={"language": "python"})
+    assert unnamed_note([named]) is None
+    note = unnamed_note([named, named.model_copy(update={"details": {}})])
+    assert note is not None and note.startswith("questions: 1 question whose answer is code names no language")
 
 
 REPLIES: dict[str, dict[str, Any]] = {

@@ -186,6 +186,22 @@ def test_a_misspelled_provider_is_told_apart_from_an_organisation_of_the_hub(nam
     assert f"did you mean `{meant}`?" in "\n".join(availability("generator", ModelSpec(name=name)).problems)
 
 
+@pytest.mark.parametrize("role", ["generator", "rubric", "target", "reflection", "judge", "author"])
+def test_a_misspelled_embedded_is_named_in_every_role(role: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"models.{role}: there is no model 'embeded'; did you mean `embedded`"):
+        recipe_of(tmp_path, models={role: "embeded"})
+
+
+def test_lessons_that_nobody_learns_are_noted(tmp_path: Path) -> None:
+    write_lines(tmp_path / "questions.jsonl", [{"question": "Why so?", "answer": "x"}])
+    write_lines(tmp_path / "documents.jsonl", [{"text": text_of(60)}])
+    idle = validate(recipe_of(tmp_path, author={"lessons": 16}), deep=False).warnings
+    assert sum("author.lessons: 16 has no effect" in note for note in idle) == 1
+    learns = {"policy": {"method": "expert", "learn_from": ["author"]}}
+    for used in ({"author": {"lessons": 16}, "optimizers": learns}, {}):
+        assert not any("author.lessons" in note for note in validate(recipe_of(tmp_path, **used), deep=False).warnings)
+
+
 def test_organisations_of_the_hub_are_no_misspelled_providers() -> None:
     names = "mistralai/Mistral-7B-v0.3 meta-llama/Llama-3.2-1B deepseek-ai/DeepSeek-V3 google/gemma-3-1b"
     more = "Qwen/Qwen3-0.6B openai-community/gpt2 Groq/Llama-3-Groq-8B nvidia/Minitron-4B xai-org/grok-1"

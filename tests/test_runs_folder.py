@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import traceback
@@ -16,9 +17,10 @@ from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.base.files import write_text
 from optimsyn.llm.hosted.service_memory import Learned, ServiceMemory
 from optimsyn.llm.replies import Reply
+from optimsyn.machine.forecast.wall_clock import expected_time
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs import STAGES, Run
-from optimsyn.runs.durations import clock, earlier_seconds, seconds_left
+from optimsyn.runs.durations import clock, earlier_seconds, seconds_left, whole_runs
 from optimsyn.runs.manifest import Failure, ManifestFile
 from optimsyn.runs.resources import find_recipe, notebook_name, notebook_path
 
@@ -252,6 +254,17 @@ def test_estimates(tmp_path: Path) -> None:
     with ManifestFile(earlier.folder / "manifest.json").change() as manifest:
         manifest.stage("prepare").seconds = 30.0
     run = Run.open(tiny_recipe(), tmp_path)
+    assert "not foreseen" in expected_time(run.recipe, tmp_path)
+    for seed, seconds in ((2, 60.0), (3, 240.0)):
+        whole = Run.open(tiny_recipe(seed=seed), tmp_path)
+        with ManifestFile(whole.folder / "manifest.json").change() as manifest:
+            for record in manifest.stages:
+                record.status, record.seconds = "finished", seconds
+    assert sorted(whole_runs(tmp_path, run.recipe.name)) == [420.0, 1680.0]
+    said = expected_time(run.recipe, tmp_path)
+    assert "about 7 min 00 s to 28 min 00 s" in said and "2 finished runs" in said
+    for seed in (2, 3):
+        shutil.rmtree(Run.folder_of(tiny_recipe(seed=seed), tmp_path))
     known = earlier_seconds(run)
     assert known == {"prepare": 30.0}
     assert seconds_left(run, "prepare", 10, known) == 20

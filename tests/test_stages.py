@@ -190,6 +190,8 @@ def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(
         assert ("failed" in dict(card.parts)["Checks"]) == (card.outcome == "not valid")
     spent = sum(int(dict(card.parts)["Cost"].split()[0]) for card in shown.cards)
     assert spent == run.bought().replies
+    assert any("do not test whether an answer is true" in note for note in shown.notes)
+    assert any("270 million" in note for note in shown.notes) == (recipe.models.generator.name == "embedded")
     run_stage(run, "warm_up")
     assert asked_twice(served) == []
 

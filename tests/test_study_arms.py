@@ -22,11 +22,13 @@ from study_helpers import FAKE_CELL, fake_command, write_study
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.batch import engines as batch_engines
 from optimsyn.batch.plan import BatchLimits
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.reward import Reward
 from optimsyn.study.arms.forecast import pilot_power
 from optimsyn.study.arms.outcomes import choice_loss, group_of
 from optimsyn.study.arms.study import Study, conduct
 from optimsyn.study.arms.study_file import StudyFile
+from optimsyn.study.opening import open_study
 
 DRIVER = """
 import sys
@@ -183,6 +185,17 @@ def test_a_pilot_says_what_the_seeds_can_find(tmp_path: Path, fake_cells: None) 
         pilot_power(wrong)
 
 
+def test_a_recipe_and_a_study_are_told_apart(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    with pytest.raises(RecipeError, match="toy.yaml: is a study, not a recipe; use `optimsyn study .*toy.yaml`"):
+        Recipe.load(study)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(Recipe.load("quickstart").to_yaml(), encoding="utf-8")
+    for given in (str(recipe), "quickstart"):
+        with pytest.raises(RecipeError, match=f"{given}: is a recipe, not a study; use `optimsyn run {given}`"):
+            open_study(given, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -196,7 +209,7 @@ def test_a_pilot_says_what_the_seeds_can_find(tmp_path: Path, fake_cells: None) 
         ({"set": {"synthesis.pair": 3}}, ["did you mean `synthesis.pairs`"]),
         (
             {"controls": {"influence": None, "odd": {"reward.invalid_penalt": 1}}},
-            ["under the control odd", "reward.invalid_penalty"],
+            ["toy.yaml:\n  recipes.law: controls.odd: ", "reward.invalid_penalty"],
         ),
         ({"metric": "los"}, ["metric"]),
         ({"seeds": [1, 1]}, ["seeds: 1 is named twice"]),

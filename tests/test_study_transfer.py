@@ -240,7 +240,7 @@ def test_the_interval_over_seeds_is_that_of_a_study(tmp_path: Path) -> None:
         ),
         (
             {"transfer": {"targets": {"a": None, "b": {"lora": {"rr": 4}}}, "generators": {"c": None}}},
-            "transfer.targets.b: models.target.lora.rr: unknown field",
+            "transfer.targets.b.lora.rr: unknown field; did you mean `transfer.targets.b.lora.r`?",
         ),
         ({"arm": "statics"}, "arm: the recipe does not make 'statics'; did you mean `static`"),
         ({"set": {"fine_tune.target": "x/y"}}, "name that model under transfer.targets"),
@@ -261,5 +261,7 @@ def test_what_a_transfer_refuses(tmp_path: Path, changes: dict[str, Any], said: 
 def test_a_target_that_cannot_be_asked_a_test_question_is_refused_by_name(tmp_path: Path) -> None:
     models = {"targets": {"small": None, "tight": {"max_length": 32}}, "generators": {"plain": None}}
     transfer = Transfer.open(write_transfer(tmp_path, transfer=models), tmp_path / "runs")
-    with pytest.raises(RecipeError, match="fine_tune.target: embedded cannot read the test question '.*'"):
+    with pytest.raises(
+        RecipeError, match=r"toy.yaml:\n  transfer.targets.tight: embedded cannot read the test question '.*'"
+    ):
         transfer.foresee(transfer.states(), 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from optimsyn.base.counting import plural
 from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, PURSE
 from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.secrets.redaction import redact
@@ -197,7 +198,7 @@ class Supervisor:
         """Ends the running runs: asks, waits, and kills them after a while or at a second signal."""
         if not self._running:
             return
-        self.view.say(f"Stopping {len(self._running)} runs; everything so far is kept …")
+        self.view.say(f"Stopping {plural(len(self._running), 'run')}; everything so far is kept …")
         for item in self._running:
             item.started.stop()
         deadline = time.monotonic() + _STOP_S

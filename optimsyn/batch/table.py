@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from optimsyn.base.counting import plural
 from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress
 from optimsyn.batch.state import BatchState, State
@@ -148,7 +149,7 @@ def spent(cost: Usage) -> str:
         more = "+" if cost.unpriced else ""
         return f"${cost.cost_usd:.2f}{more}" if cost.cost_usd >= 0.01 else f"${cost.cost_usd:.4f}{more}"
     tokens = cost.input_tokens + cost.output_tokens
-    return f"{tokens} tokens" if tokens < 10_000 else f"{tokens / 1000:.0f}k tokens"
+    return plural(tokens, "token") if tokens < 10_000 else f"{tokens / 1000:.0f}k tokens"
 
 
 def _plain(console: Console, text: str) -> None:

@@ -130,6 +130,24 @@ def overlap(
     return matches
 
 
+def contradicting(questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """Indices `(earlier, later)` of equal questions of one scope where neither accepts the other's answer."""
+    asked: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    found = []
+    for position, question in enumerate(questions):
+        same = asked[question_scope(question), " ".join(words_of(question_text(question)))]
+        earlier = next((each for each in same if not _agree(questions[each], question)), None)
+        if earlier is not None:
+            found.append((earlier, position))
+        same.append(position)
+    return found
+
+
+def _agree(first: Question, second: Question) -> bool:
+    gold, other = ({normalized(text) for text in (each.answer, *each.answers)} for each in (first, second))
+    return normalized(first.answer) in other or normalized(second.answer) in gold
+
+
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
     """Indices of the pairs without repeated ones, ascending; the earliest is kept.
 

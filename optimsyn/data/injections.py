@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from optimsyn.base.counting import plural
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Passage
 from optimsyn.data.text import control_token
@@ -102,7 +103,7 @@ def note(losses: Sequence[Loss], passages: Sequence[Passage], on_injection: str,
     named = ", ".join(f"{name} ({count})" for name, count in by_document.most_common(_NAMED))
     more = f" and {len(by_document) - _NAMED} more" if len(by_document) > _NAMED else ""
     kinds = Counter(part for loss in losses for part in loss.reason.removeprefix("it ").split(", "))
-    looked = f"{len(passages)} passages"
+    looked = plural(len(passages), "passage")
     if total is not None:
         looked = f"the {len(passages)} passages that were looked at (of {total} in all)"
     used = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+from optimsyn.base.counting import plural
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document, Passage
 from optimsyn.data.text import word_count
@@ -32,7 +33,7 @@ def split_passages(documents: Sequence[Document], config: Documents) -> tuple[li
             text = document.text[start:end]
             words = word_count(text)
             if words < config.min_words:
-                reason = f"{words} words, fewer than documents.min_words = {config.min_words}"
+                reason = f"{plural(words, 'word')}, fewer than documents.min_words = {config.min_words}"
                 losses.append(Loss(id=name, stage="passages", reason=reason))
                 continue
             passages.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from optimsyn.data.documents import label_value, text_value
 from optimsyn.data.excerpt import excerpt
 from optimsyn.data.files.rows import Row
 from optimsyn.data.forms import Gold, QuestionForm, form_named, name_for_row, recorded
-from optimsyn.data.forms.cells import Faults
+from optimsyn.data.forms.cells import AND, Faults
 from optimsyn.data.records import Document, Question
 from optimsyn.data.text import encodable, normalized
 
+# What differs between the rows of one file whose header lacks a column.
+_COLUMNS = re.compile(r"columns there: [^(]*")
 _WORDS_OF_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -148,6 +151,27 @@ def _gold(kind: str, form: QuestionForm, values: Mapping[str, Any]) -> Gold:
             given = getattr(gold, name)
             raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave a Gold whose {name} is {given!r}, not text")
     return gold
+
+
+def told_once(faulty: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """The faults of rows as messages; what every row lacks, such as a column of the header, is told once.
+
+    Args:
+        faulty: Place and fault of each row that cannot be used.
+        total: How many rows there are.
+    """
+    parts = [(where, fault.split(AND)) for where, fault in faulty]
+    every: set[str] = set()
+    if len(faulty) == total > 1:
+        every = set.intersection(*({_COLUMNS.sub("", part) for part in of_row} for _, of_row in parts))
+    messages = []
+    for number, (where, of_row) in enumerate(parts):
+        own = [part for part in of_row if _COLUMNS.sub("", part) not in every]
+        if number == 0 and every:
+            shared = AND.join(part for part in of_row if part not in own)
+            messages.append(f"{where}: question {shared} (the same in all {total} rows)")
+        messages += [f"{where}: question {AND.join(own)}"] if own else []
+    return messages
 
 
 def _required_text(values: Mapping[str, Any], field: str) -> str:

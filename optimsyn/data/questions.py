@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, RecipeError
-from optimsyn.data.duplicates import overlap
+from optimsyn.data.duplicates import contradicting, overlap
 from optimsyn.data.files.file_tree import Fault
 from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.forms import form_named, form_of
 from optimsyn.data.losses import Loss
 from optimsyn.data.missing_documents import note
-from optimsyn.data.question_rows import Library, UnknownDocumentError, name_of, question_of
+from optimsyn.data.question_rows import Library, UnknownDocumentError, name_of, question_of, told_once
 from optimsyn.data.records import Document, Question
 from optimsyn.data.splits import balanced_sample, split_by_group
 from optimsyn.recipe.recipe import Questions, Source
@@ -21,6 +22,8 @@ from optimsyn.recipe.sections.data import QUESTION_FIELDS, unknown_column
 
 _PLACE = re.compile(r".*?:(\d+)")
 _FEW = 6
+# Contradictions that are shown, and characters of each text in them.
+_SHOWN, _CHARACTERS = 3, 60
 OTHER = "reward.other_questions"
 
 
@@ -50,7 +53,7 @@ def check_questions(
     reader = _Reader(config, Library.of(documents), 0, complete)
     reading = reader.read(source, name)
     _unique_ids(config, reading, None, reader.problems)
-    return reader.problems, reading.astray
+    return reader.problems, [*reading.astray, *_contradictions(reading)]
 
 
 @dataclass
@@ -124,6 +127,7 @@ def read_questions(
     astray = [*validation.astray, *(test.astray if test is not None else ())]
     warnings = list(astray)
     _warn_repeats(validation, warnings)
+    warnings += _contradictions(validation, *([test] if test is not None else ()))
     if problems or not validation.questions or (test is not None and not test.questions):
         held_back = test.questions if test is not None else []
         if test is not None and config.test != config.validation:
@@ -206,7 +210,7 @@ class _Reader:
         # Report faults outside the sample too: removing a row draws another sample.
         drawn = set(sampled(range(len(rows)), source.limit, self.seed))
         reading = _Reading([], [])
-        faults = [fault.message for fault in torn]
+        faulty: list[tuple[str, str]] = []
         astray: dict[str, str] = {}
         elsewhere: dict[str, str] = {}
         for number, row in enumerate(rows):
@@ -223,7 +227,7 @@ class _Reader:
                     astray[row.where] = error.document_id
             except DataError as error:
                 if own:
-                    faults.append(f"{row.where}: question {error}")
+                    faulty.append((row.where, str(error)))
                 else:
                     self.losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
             else:
@@ -238,9 +242,9 @@ class _Reader:
                 reading.astray += [note(name, len(drawn), wrong, self.library.by_id, used=used)] if wrong else []
         if not own:
             _rename_repeats(reading)
-        faults.sort(key=_line)
         total = len(rows) + len(torn)
-        usable = len(faults) < total or total < 3
+        usable = len(faulty) + len(torn) < total or total < 3
+        faults = sorted([*(fault.message for fault in torn), *told_once(faulty, len(rows))], key=_line)
         self.problems += (
             faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
         )
@@ -296,12 +300,33 @@ def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, 
 
 def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:
     seen: dict[tuple[str, ...], str] = {}
-    for where, question in zip(validation.places, validation.questions, strict=True):
+    contradict = {later for _, later in contradicting(validation.questions)}
+    for position, (where, question) in enumerate(zip(validation.places, validation.questions, strict=True)):
         asked, *below = form_of(question).parts(question)
         key = (asked.casefold(), question.context or "", *below)
-        if key in seen:
+        if key in seen and position not in contradict:
             warnings.append(f"{where}: the same validation question as {seen[key]}; it counts twice")
         seen.setdefault(key, where)
+
+
+def _contradictions(*readings: _Reading) -> list[str]:
+    """A sentence for the first questions that are asked twice with different answers, and how many more there are."""
+    places = [place for reading in readings for place in reading.places]
+    questions = [question for reading in readings for question in reading.questions]
+    found = [(a, b) for a, b in contradicting(questions) if places[a] != places[b]]
+    lines = [
+        f"{places[b]}: question {questions[b].id!r} ({_short(questions[b].question)}) repeats {questions[a].id!r} of "
+        f"{places[a]}, and their answers contradict each other: {_short(questions[b].answer)} here, "
+        f"{_short(questions[a].answer)} there; correct or remove one, or list both as `answers`"
+        for a, b in found[:_SHOWN]
+    ]
+    more = len(found) - _SHOWN
+    return [*lines, f"questions: and {more} more that contradict an earlier one"] if more > 0 else lines
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return repr(words if len(words) <= _CHARACTERS else f"{words[:_CHARACTERS]}…")
 
 
 def _nothing_left(validation: _Reading, losses: list[Loss]) -> list[str]:
@@ -350,6 +375,7 @@ class _Apart:
             self.losses.append(Loss(id=ours.id, stage="split", reason=f"{how} validation question {theirs.id}"))
         if near:
             self.warnings.append(
-                f"questions: {near} test questions are (nearly) the same as validation questions and left out"
+                f"questions: {plural(near, 'test question')} {'is' if near == 1 else 'are'} (nearly) the same as "
+                "validation questions and left out"
             )
         return [question for position, question in enumerate(held_back) if position not in dropped]

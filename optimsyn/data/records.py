@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, OptimsynError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.table import Shown, Table
@@ -80,7 +81,7 @@ class Document(_Shown):
     group: str = ""
 
     def _in_short(self) -> list[str]:
-        return [repr(self.id), _short(self.title or self.text), f"{len(self.text):,} characters"]
+        return [repr(self.id), _short(self.title or self.text), plural(len(self.text), "character")]
 
     def _in_full(self) -> list[tuple[str, str]]:
         facts = {name: getattr(self, name) for name in ("title", "source", "license", "group")}

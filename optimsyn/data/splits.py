@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError
 from optimsyn.data.records import Question
 
@@ -126,7 +127,9 @@ def passage_notes(recipe: Recipe, passages: int) -> list[str]:
             f"{asked}), so all share them"
         ]
     sizes = [len(parts[part]) for part in PARTS]
-    return [f"Warm-up ({sizes[0]} passages), optimisers ({sizes[1]}) and synthesis ({sizes[2]}) share no passage"]
+    return [
+        f"Warm-up ({plural(sizes[0], 'passage')}), optimisers ({sizes[1]}) and synthesis ({sizes[2]}) share no passage"
+    ]
 
 
 def _asked(recipe: Recipe) -> dict[Part, int]:

@@ -100,6 +100,7 @@ class ValidateResult(Result):
     gpu_bytes: int = Field(description="Estimated GPU memory of the models.")
     main_bytes: int = Field(description="Estimated main memory of the models.")
     disk: Disk | None
+    time: str = Field(description="How long the run will take and what that is taken from, or why it is not foreseen.")
 
     @classmethod
     def of(cls, recipe: Recipe, root: Path, preflight: Preflight) -> ValidateResult:
@@ -116,6 +117,7 @@ class ValidateResult(Result):
             forecast=Forecasted.of(preflight.forecast),
             gpu_bytes=preflight.gpu_bytes,
             main_bytes=preflight.main_bytes,
+            time=preflight.time,
             disk=None if need is None else Disk(total=need.total, more=need.more, free=need.free, parts=need.parts),
         )
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.stage_notebooks import stage_notebook
@@ -118,7 +119,9 @@ def _update_forecast(run: Run, screen: Screen) -> None:
     if not forecast.paid or not any(not run.done(later.stage) for later in forecast.stages):
         return
     cost = run.manifest.cost
-    screen.say(f"  sent so far {cost.replies:,} requests, {cost.cost_usd:.2f} US dollars; in total {forecast.sentence}")
+    screen.say(
+        f"  sent so far {plural(cost.replies, 'request')}, {cost.cost_usd:.2f} US dollars; in total {forecast.sentence}"
+    )
 
 
 def mark_killed(run: Run, screen: Screen | None = None) -> None:

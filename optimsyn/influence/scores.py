@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import ModelError
 from optimsyn.base.terminal.table import Shown, Table, decimals_for, fixed
 
@@ -97,7 +98,7 @@ class Scores(Shown):
         rows = tuple((name.replace("_", " "), *_quantiles(values)) for name, values in columns)
         note = "" if self.token_shares is None else "With the share of each answer token in `token_shares`."
         return Table(
-            f"Scores of {len(self):,} samples",
+            f"Scores of {plural(len(self), 'sample')}",
             ("what", "lowest", "25%", "median", "75%", "highest", "mean"),
             rows,
             frozenset(range(1, 7)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from optimsyn.base.counting import plural
 from optimsyn.base.disk import cannot_write, is_disk_trouble
 from optimsyn.base.errors import BudgetError, DataError
 from optimsyn.base.secrets.redaction import kept
@@ -342,9 +343,9 @@ class Budget:
         if self.cost_usd is not None and used.cost_usd >= self.cost_usd:
             raise _spent("limits.cost_usd", f"{self.cost_usd:g} US dollars", f"{used.cost_usd:.4g} are spent")
         if self.requests is not None and worst.replies > self.requests:
-            raise _spent("limits.requests", f"{self.requests} requests", f"{used.replies} were answered")
+            raise _spent("limits.requests", plural(self.requests, "request"), f"{used.replies} were answered")
         if self.tokens is not None and worst.tokens > self.tokens:
-            raise _spent("limits.tokens", f"{self.tokens} tokens", f"{used.tokens} are used")
+            raise _spent("limits.tokens", plural(self.tokens, "token"), f"{used.tokens} are used")
 
 
 def _spent(field: str, cap: str, used: str) -> BudgetError:

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from optimsyn.base.counting import plural
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.environment import PURSE, variable
 from optimsyn.base.errors import BudgetError, DataError
@@ -172,9 +173,9 @@ class Purse:
         if most_usd is not None and not _affordable(most_usd - bought.cost_usd - reserved.cost_usd, most):
             return _spent("--cost-usd", f"{most_usd:g} US dollars", f"{bought.cost_usd:.4g} are spent")
         if most_requests is not None and (bought + reserved + most).replies > most_requests:
-            return _spent("--requests", f"{most_requests} requests", f"{bought.replies} were answered")
+            return _spent("--requests", plural(most_requests, "request"), f"{bought.replies} were answered")
         if most_tokens is not None and (bought + reserved + most).tokens > most_tokens:
-            return _spent("--tokens", f"{most_tokens} tokens", f"{bought.tokens} are used")
+            return _spent("--tokens", plural(most_tokens, "token"), f"{bought.tokens} are used")
         return None
 
     def _release_dead(self, db: sqlite3.Connection) -> bool:

@@ -59,8 +59,8 @@ class Availability:
 
 
 def field_of(role: str) -> str:
-    """The recipe field of a role's model."""
-    return role if "." in role else f"models.{role}"
+    """The recipe field of a role's model; words for a model of no recipe stay."""
+    return role if "." in role or " " in role else f"models.{role}"
 
 
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:

@@ -7,10 +7,11 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.base.environment import (
     CACHE,
@@ -54,23 +55,29 @@ class Finding:
     detail: str
 
 
-def diagnose() -> Iterator[Finding]:
-    """Checks this machine; takes some seconds, because the embedded model is tried."""
-    checks: list[Callable[[], Finding]] = [
-        _python,
-        _packages,
-        _processors,
-        _memory,
-        _disk,
-        _accelerator,
-        _notebooks,
-        ocr_programs,
-        _embedded_model,
-        _keys,
-        _hub,
-    ]
-    for check in checks:
-        yield check()
+def diagnose(step: Callable[[str], AbstractContextManager[Any]] = nullcontext) -> Iterator[Finding]:
+    """Checks this machine; takes some seconds, up to a minute where it is busy, because the embedded model is tried.
+
+    Args:
+        step: Called with the name of each check as it begins; its block ends with the check.
+    """
+    checks: dict[str, Callable[[], Finding]] = {
+        "Python": _python,
+        "packages": _packages,
+        "processors": _processors,
+        "memory": _memory,
+        "disk": _disk,
+        "accelerator (PyTorch is loaded)": _accelerator,
+        "notebooks": _notebooks,
+        "OCR": ocr_programs,
+        "embedded model (it is loaded and writes 64 tokens)": _embedded_model,
+        "keys": _keys,
+        "model hub": _hub,
+    }
+    for name, check in checks.items():
+        with step(f"Looking at {name}"):
+            finding = check()
+        yield finding
 
 
 def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.extensions import SCORERS, shadowed
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
@@ -102,9 +103,11 @@ def checked(
 ) -> Preflight:
     """`validate`, and whether the disk has space for a run under `root`."""
     from optimsyn.machine.disk_need import disk_need
+    from optimsyn.machine.forecast.wall_clock import expected_time
     from optimsyn.runs.folder import Run
 
     preflight = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    preflight.time = expected_time(recipe, root)
     preflight.disk = disk_need(
         recipe, Run.folder_of(recipe, root), weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes)
     )
@@ -217,8 +220,8 @@ def _read_documents(recipe: Recipe, preflight: Preflight) -> DocumentSet | None:
             convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE and not custom
             if not convert:
                 preflight.warnings.append(
-                    f"{place}: {len(slow)} files need conversion (PDF and the like, or a reader of your own), which is "
-                    "done when the run starts"
+                    f"{place}: {plural(len(slow), 'file')} {'needs' if len(slow) == 1 else 'need'} conversion (PDF and "
+                    "the like, or a reader of your own), which is done when the run starts"
                 )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from optimsyn.llm.hosted.capabilities import listed, price_problem
 from optimsyn.machine.hub_lookup import cached_folder
-from optimsyn.recipe.sections.author import at_work, author_model
+from optimsyn.recipe.sections.author import AUTHOR_OFF, at_work, author_model
+from optimsyn.recipe.sizes import TINY_LESSONS
 from optimsyn.reward.author.library import search_problem
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _CHATS = ("chat", "responses")
 def check_author(recipe: Recipe, preflight: Preflight) -> None:
     """Adds the problems and warnings of a recipe's author; none where no author works."""
     config = recipe.author
+    preflight.warnings += _idle_lessons(recipe)
     if config.enabled and recipe.synthesis.arms is not None and "author" not in recipe.synthesis.arms:
         preflight.warnings.append(
             "author.enabled is true, and synthesis.arms does not name author, so it makes no pairs; add the arm"
@@ -53,6 +55,19 @@ def check_author(recipe: Recipe, preflight: Preflight) -> None:
         priced = {field: spec, "models.rubric": recipe.models.rubric, "models.generator": recipe.models.generator}
         problems = (price_problem(name, each, "author.cost_usd") for name, each in priced.items())
         preflight.problems += [problem for problem in problems if problem is not None]
+
+
+def _idle_lessons(recipe: Recipe) -> list[str]:
+    """A note where `author.lessons` has no effect."""
+    policy, lessons = recipe.optimizers.policy, recipe.author.lessons
+    # Those that nobody has written into the recipe.
+    if lessons in (AUTHOR_OFF.lessons, TINY_LESSONS) or (policy.enabled and "author" in policy.learn_from):
+        return []
+    why = "is set" if policy.enabled else "and optimizers.policy.enabled are set"
+    return [
+        f"author.lessons: {lessons} has no effect before optimizers.policy.learn_from: [author] {why}; the policy "
+        "learns nothing from the author"
+    ]
 
 
 def _no_steps(spec: ModelSpec) -> str | None:

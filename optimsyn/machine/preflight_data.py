@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from optimsyn.base.counting import plural
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.files.rows import sampled, shortened
+from optimsyn.data.forms.code import unnamed_note
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.passages import split_passages
 from optimsyn.data.splits import passage_notes, passage_parts
@@ -36,7 +38,8 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
     preflight.counts |= {"documents": len(used), "passages": len(passages)}
     if not passages:
         preflight.problems.append(
-            f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
+            f"documents: none of {plural(len(lost), 'passage')} has documents.min_words = "
+            f"{recipe.documents.min_words} words; "
             "lower it or give longer documents"
         )
         return passages
@@ -54,7 +57,7 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
     candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
     if candidates > 4 * len(passages):
         preflight.warnings.append(
-            f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
+            f"synthesis.pairs: {plural(candidates, 'candidate')} from {plural(len(passages), 'passage')} are "
             f"{candidates / len(passages):.0f} a passage, so many will be alike; add documents or ask for fewer pairs"
         )
     return passages
@@ -79,11 +82,16 @@ def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None
     preflight.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
     if len(sets.validation) < _FEW_VALIDATION:
         preflight.warnings.append(
-            f"questions.validation: {len(sets.validation)} questions give the influence a noisy direction; "
+            f"questions.validation: {plural(len(sets.validation), 'question')} "
+            f"{'gives' if len(sets.validation) == 1 else 'give'} the influence a noisy direction; "
             "a few dozen are better"
         )
+    unnamed = unnamed_note([*sets.validation, *sets.test])
+    preflight.warnings += [unnamed] if unnamed is not None else []
     if len(sets.test) < _FEW_TEST:
-        preflight.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
+        preflight.warnings.append(
+            f"questions.test: intervals over {plural(len(sets.test), 'test question')} will be very wide"
+        )
 
 
 def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
@@ -105,12 +113,13 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
     preflight.problems += shortened(too_long, "questions")
     if maybe_too_long:
         preflight.warnings.append(
-            f"models.target.max_length: {len(maybe_too_long)} questions may be longer than {longest} tokens without "
-            f"any context ({', '.join(maybe_too_long[:3])}{' ...' if len(maybe_too_long) > 3 else ''})"
+            f"models.target.max_length: {plural(len(maybe_too_long), 'question')} may be longer than {longest} "
+            f"tokens without any context ({', '.join(maybe_too_long[:3])}{' ...' if len(maybe_too_long) > 3 else ''})"
         )
     if cut:
         preflight.warnings.append(
-            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
+            f"models.target.max_length: about {cut} of "
+            f"{plural(len(sets.validation) + len(sets.test), 'question')} have a "
             f"context that is cut to fit {longest} tokens"
         )
 

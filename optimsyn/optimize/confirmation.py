@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optimsyn.base.counting import plural
 from optimsyn.base.seeds import derive_seed
 from optimsyn.recipe.sections.optimizers import FEWEST_CONFIRMED
 
@@ -92,7 +93,8 @@ def said_of(task: PromptTask, winner: str, confirmation: Confirmation | None) ->
         return (*ended, "No text had a higher mean than the recipe's, so there was none to confirm.")
     if confirmation is not None:
         figures = (
-            f"on {confirmation.passages} passages that chose nothing its reward is {confirmation.difference:+.4f} "
+            f"on {plural(confirmation.passages, 'passage')} that chose nothing its reward is "
+            f"{confirmation.difference:+.4f} "
             f"beside the recipe's text ({CONFIDENCE:.0%} interval {confirmation.low:+.4f} to {confirmation.high:+.4f})"
         )
         if confirmation.confirmed:

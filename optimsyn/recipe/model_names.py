@@ -24,6 +24,14 @@ TYPO = 0.82
 SELF_HOSTED = frozenset("hosted_vllm vllm ollama ollama_chat lm_studio llamafile oobabooga xinference".split())
 
 
+def meant_embedded(name: str) -> str | None:
+    """The message for a misspelled `embedded`, or None; such a name is neither a service's nor a hub id."""
+    plain = name.strip().lower()
+    if name == "embedded" or not nearest(plain, ["embedded"], cutoff=TYPO) or Path(name).is_dir():
+        return None
+    return f"there is no model {name!r}; did you mean `embedded`?"
+
+
 def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
     """The provider of the model called `name`.
 

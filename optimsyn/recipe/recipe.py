@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.identity import digest_of
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret
@@ -133,9 +134,11 @@ class Recipe(Shown, Whole):
 
     @classmethod
     def _read(cls, file: Path, of_run: bool) -> Recipe:
-        from optimsyn.recipe.yaml_text import invisible, read_mapping
+        from optimsyn.recipe.yaml_text import described_by, invisible, read_mapping
 
         raw, text = read_mapping(file)
+        if described_by(raw) == "study":
+            raise RecipeError(f"{file}: is a study, not a recipe; use `optimsyn study {file}`")
         influence = raw.get("influence")
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
@@ -190,7 +193,9 @@ class Recipe(Shown, Whole):
         # For keys it shows the variable's name only.
         models, questions, steps = self.models, self.questions, self.warm_up.steps
         held_back = f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
-        warm_up = f"{steps:,} steps" if steps else f"up to {self.warm_up.max_steps:,} steps, as many as it takes"
+        warm_up = (
+            plural(steps, "step") if steps else f"up to {plural(self.warm_up.max_steps, 'step')}, as many as it takes"
+        )
         prompt, policy = self.optimizers.prompt, self.optimizers.policy
         rows = [
             ("documents", _source(self.documents.source)),
@@ -205,18 +210,18 @@ class Recipe(Shown, Whole):
         if models.judge is not None:
             rows.append(("judge", f"{_model(models.judge)}, as a {self.checks.judge.mode}"))
         if works(self.author, self.synthesis):
-            most = f"up to {self.author.steps:,} steps and {self.author.drafts:,} judged drafts a rubric"
+            most = f"up to {plural(self.author.steps, 'step')} and {self.author.drafts:,} judged drafts a rubric"
             rows.append(("author", f"{_model(author_model(models))}, {most}"))
-        rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
+        rounds = f"{plural(policy.rounds, 'round')} of " if policy.in_rounds else ""
         trained = "" if self.fine_tune.target is None else f", of {_model(self.fine_tune.target)}"
         learned = [
-            f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
+            f"guiding text by {method_label(prompt.method)}, {plural(prompt.metric_calls, 'judged pair')}"
             if prompt.for_writer
             else "",
-            f"text of the author by {method_label(prompt.method)}, {prompt.metric_calls:,} rubrics"
+            f"text of the author by {method_label(prompt.method)}, {plural(prompt.metric_calls, 'rubric')}"
             if prompt.for_author
             else "",
-            f"rubric model by {method_label(policy.method)}, {rounds}{policy.steps:,} steps of "
+            f"rubric model by {method_label(policy.method)}, {rounds}{plural(policy.steps, 'step')} of "
             f"{policy.passages_per_step} × {policy.group_size}"
             if policy.enabled
             else "",
@@ -232,7 +237,7 @@ class Recipe(Shown, Whole):
                 f"{self.synthesis.pairs:,} a variant, selected by {self.selection_label}; "
                 f"the dataset is that of the {variant_label(self.dataset_variant)}",
             ),
-            ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}{trained}"),
+            ("fine-tuning", f"{plural(self.fine_tune.steps, 'step')} of {self.fine_tune.batch_size}{trained}"),
             *([("stages", " → ".join(self.stage_names))] if self.stages else []),
             ("limits", _limits(self)),
             ("seed", self.seed_label),

@@ -17,6 +17,9 @@ from optimsyn.recipe.whole import WholeT
 SIZES = ("full", "tiny")
 _SUFFIX = "_tiny"
 
+TINY_LESSONS = 1
+"""The most `author.lessons` at size `tiny`."""
+
 _DOCUMENTS = 8
 _QUESTIONS = 6
 # Upper bounds of a tiny run. On a CPU tokens cost time, and most tokens are in the passages of open-book pairs, so
@@ -36,7 +39,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
         "max_tokens": 120,
         "save_every": 1,
     },
-    "author": {"steps": 8, "drafts": 2, "lessons": 1},
+    "author": {"steps": 8, "drafts": 2, "lessons": TINY_LESSONS},
     "synthesis": {"pairs": 3, "oversample": 1.4, "pool": 8},
     "fine_tune": {"steps": 2, "batch_size": 3},
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -17,6 +18,9 @@ from optimsyn.base.values import kind_of
 
 # Far more than any recipe needs.
 LARGEST_FILE = 2_000_000
+# Fields that one kind of file has and the other has not.
+_OF_STUDY = frozenset({"recipes", "recipe", "arms", "contrasts", "transfer"})
+_OF_RECIPE = frozenset({"documents", "questions", "guiding_text", "models"})
 _CHARACTERS = 500_000
 _VALUES = 20_000
 _DEPTH = 40
@@ -142,6 +146,14 @@ def read_mapping(file: Path, what: str = "recipe") -> tuple[dict[str, Any], str]
     if not isinstance(raw, dict):
         raise RecipeError(f"{file}: a {what} is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
     return raw, text
+
+
+def described_by(raw: Mapping[str, Any]) -> Literal["recipe", "study"] | None:
+    """What the fields of a file are those of; None where that cannot be told."""
+    study, recipe = _OF_STUDY & raw.keys(), _OF_RECIPE & raw.keys()
+    if bool(study) == bool(recipe):
+        return None
+    return "study" if study else "recipe"
 
 
 def parse_yaml(text: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import variant_label
 from optimsyn.base.terminal.table import duration
 from optimsyn.report.facts import RunFacts
@@ -60,15 +61,15 @@ def _made(facts: RunFacts) -> Iterator[str]:
     variant, prepared = facts.dataset_variant, facts.prepare
     source = ""
     if prepared is not None and prepared.passages is not None:
-        source = f" from {_counted(prepared.passages, 'passage')}"
-        source += f" of {_counted(prepared.documents, 'document')}" if prepared.documents is not None else ""
+        source = f" from {plural(prepared.passages, 'passage')}"
+        source += f" of {plural(prepared.documents, 'document')}" if prepared.documents is not None else ""
     pairs = facts.dataset_pairs or 0
-    yield f"{facts.name} is finished. It made a dataset of {_counted(pairs, 'pair')}{source}."
+    yield f"{facts.name} is finished. It made a dataset of {plural(pairs, 'pair')}{source}."
     lost = facts.losses.get(variant)
     if lost is not None and lost.candidates is not None:
         invalid = f", {lost.invalid:,} of which failed a check" if lost.invalid else ""
         yield (
-            f"They are those of the {variant_label(variant)}, chosen from {_counted(lost.candidates, 'candidate')}"
+            f"They are those of the {variant_label(variant)}, chosen from {plural(lost.candidates, 'candidate')}"
             f"{invalid}."
         )
 
@@ -78,8 +79,4 @@ def _cost(facts: RunFacts) -> str:
     seconds = [record.seconds for record in facts.manifest.stages if record.seconds is not None]
     took = f"It took {duration(sum(seconds))}" if seconds else "It took a time that was not recorded"
     tokens = cost.input_tokens + cost.output_tokens
-    return f"{took} and {_counted(cost.replies, 'reply', 'replies')} ({tokens:,} tokens), for {cost.usd()}."
-
-
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+    return f"{took} and {plural(cost.replies, 'reply', 'replies')} ({plural(tokens, 'token')}), for {cost.usd()}."

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.influence.attribution.records import PairShares, TokenPiece
 from optimsyn.report.rendering import render
@@ -80,7 +81,7 @@ class Heatmap:
             if pair.influence:
                 title += f", {piece.share / pair.influence:.0%} of the pair's influence".replace("-", "−")
             if len(piece.shares) > 1:
-                title += f", {len(piece.shares)} tokens"
+                title += f", {plural(len(piece.shares), 'token')}"
             cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
         least = _PLAIN * self.strongest
         ordered = sorted(pair.pieces, key=lambda piece: -piece.share)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
 from optimsyn.base.terminal.labels import method_label, metric_label, variant_label
@@ -107,7 +108,7 @@ def guiding_texts(run: Run) -> Table:
 
 def _became(row: dict[str, Any]) -> str:
     status, passages = str(row.get("status", "–")), row.get("passages")
-    return status if passages is None else f"{status} on {passages} passages"
+    return status if passages is None else f"{status} on {plural(passages, 'passage')}"
 
 
 def prompt_picture(run: Run) -> Picture:
@@ -135,7 +136,9 @@ def policy_groups(run: Run, count: int = 1) -> Table:
     columns = ("passage", "question type of the rubric", "pair", "reward", "above the mean")
     note = "What is above the mean of its group becomes more likely. Equal rubrics are judged once."
     listed = min(count, len(groups))
-    title = f"{listed} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
+    title = (
+        f"{listed} of {plural(len(groups), 'group')}, the one with the widest spread first" if groups else "No groups"
+    )
     return Table(title, columns, tuple(rows), frozenset({3, 4}), note)
 
 
@@ -168,7 +171,7 @@ def best_and_worst(run: Run, count: int = 1) -> Table:
     picked = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
     body = tuple((number(value), variant_label(name), _rubric(pair), as_text(pair)) for value, name, pair in picked)
     columns = ("influence", "made with", "rubric", "pair")
-    title = f"Highest and lowest influence of {len(order)} different valid pairs"
+    title = f"Highest and lowest influence of {plural(len(order), 'different valid pair')}"
     return Table(title, columns, body, frozenset({0}))
 
 
@@ -205,7 +208,7 @@ def dataset(run: Run, count: int = 2) -> Table:
     )
     columns = ("pair", "sentence that it rests on", "passage", "generator", "influence")
     made_with = variant_label(run.recipe.dataset_variant)
-    note = f"dataset/train.parquet and train.jsonl: {len(judged)} pairs made with the {made_with}."
+    note = f"dataset/train.parquet and train.jsonl: {plural(len(judged), 'pair')} made with the {made_with}."
     return Table(_first(count, len(judged), "row") + " of the dataset", columns, rows, frozenset({4}), note)
 
 
@@ -301,5 +304,4 @@ def _rubric(pair: Pair) -> str:
 
 
 def _first(count: int, total: int, noun: str) -> str:
-    listed = min(count, total)
-    return f"{listed} of {total} {noun}{'s' if total != 1 else ''}"
+    return f"{min(count, total)} of {plural(total, noun)}"

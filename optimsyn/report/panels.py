@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import variant_color, variant_label
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, pointed, round_ticks, span
@@ -129,7 +130,7 @@ def _draw_rejected(axes: Axes, rejected: Sequence[Mapping[str, Any]], ends: Sequ
     several = len(set(counts)) > 1 and len(rejected) <= _MOST_NUMBERED
     for place, count in zip(places, counts, strict=True):
         # A dot within a dot, since markers would need ids in a page.
-        gid = pointed(f"rejected: {number(place[1])}{'' if count is None else f' on {count} passages'}")
+        gid = pointed(f"rejected: {number(place[1])}{'' if count is None else ' on ' + plural(count, 'passage')}")
         dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
         dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
         if several and count is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import method_label, metric_label, variant_color, variant_label
 from optimsyn.report import panels
 from optimsyn.report.drawing import (
@@ -46,7 +47,7 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
         left.hist(words, bins=min(20, max(5, len(words) // 2)), color=BLUE, edgecolor="white", linewidth=0.8)
         left.axvline(longest, color=INK, linewidth=1.1, linestyle=DASHED)
         left.annotate("passage_words ", (longest, 1), xycoords=("data", "axes fraction"), va="top", ha="right")
-        finish(left, f"{len(words)} passages", "words", "passages", whole="y")
+        finish(left, plural(len(words), "passage"), "words", "passages", whole="y")
         if lost:
             names = sorted(lost, key=lambda name: lost[name])
             right.barh(names, [lost[name] for name in names], color=BROWN, height=0.6)
@@ -58,7 +59,8 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
         reasons = ", ".join(f"{n} {name}" for name, n in lost.items()) or "none"
         return picture(
             figure,
-            f"{len(words)} passages of {min(words)} to {max(words)} words, median {statistics.median(words):g}. "
+            f"{plural(len(words), 'passage')} of {min(words)} to {plural(max(words), 'word')}, median "
+            f"{statistics.median(words):g}. "
             f"Rows lost: {reasons}.",
         )
 
@@ -86,8 +88,8 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
         with drawing(2.9, width=7.4) as figure:
             axes = figure.subplots()
             axes.plot(range(1, len(curve.losses) + 1), curve.losses, color=BLUE, linewidth=1.8, marker="o")
-            finish(axes, f"{curve.steps} steps, as given", "step", "training loss, nats", whole="x")
-            return picture(figure, f"{curve.steps} steps at {curve.lr:.2g}, as given; nothing was looked at.")
+            finish(axes, f"{plural(curve.steps, 'step')}, as given", "step", "training loss, nats", whole="x")
+            return picture(figure, f"{plural(curve.steps, 'step')} at {curve.lr:.2g}, as given; nothing was looked at.")
     with drawing(3.3) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(2.2, 1)) if curve.rates else (figure.subplots(), None)
         steps = range(1, len(curve.losses) + 1)
@@ -104,12 +106,13 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
         )
         left.legend(loc="upper right" if curve.steps < 0.6 * curve.looks[-1].step else "best")
         left.set_ylim(bottom=0)
-        finish(left, f"{curve.steps} steps: {curve.stopped}", "step", "loss, nats a token", whole="x")
+        finish(left, f"{plural(curve.steps, 'step')}: {curve.stopped}", "step", "loss, nats a token", whole="x")
         if right is not None:
             _draw_rates(right, curve)
         return picture(
             figure,
-            f"Warm-up of {curve.steps} steps at {curve.lr:.2g}, {curve.stopped}; losses from the start to the last "
+            f"Warm-up of {plural(curve.steps, 'step')} at {curve.lr:.2g}, {curve.stopped}; losses from the start "
+            "to the last "
             f"look: {', '.join(changes)}.",
         )
 
@@ -157,7 +160,9 @@ def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: 
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
         finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
         end = f" KL at the end {kl[-1][1]:.2g}." if kl else ""
-        return picture(figure, f"{method_label(method)} over {len(trained)} steps. {panels.policy_words(trained)}{end}")
+        return picture(
+            figure, f"{method_label(method)} over {plural(len(trained), 'step')}. {panels.policy_words(trained)}{end}"
+        )
 
 
 def _draw_groups(axes: Axes, groups: Groups, title: str) -> None:
@@ -337,4 +342,4 @@ def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], con
         rows = [row for row in evaluation if row["metric"] == metric]
         panels.draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
         axes.set_title(metric_label(metric))
-        axes.set_xlabel(f"{rows[0]['n']} test questions")
+        axes.set_xlabel(plural(rows[0]["n"], "test question"))

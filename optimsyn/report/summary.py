@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from optimsyn.base.counting import plural
 from optimsyn.base.files import write_json
 from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD, outcome_table, variant_label
 from optimsyn.base.terminal.table import DASH, Table, duration, number
@@ -150,7 +151,7 @@ class Summary(BaseModel):
 
     def _sentences(self) -> list[str]:
         made_with = variant_label(self.dataset_variant)
-        dataset = f"Dataset: {self.dataset_pairs} pairs ({made_with}) in dataset/train.parquet."
+        dataset = f"Dataset: {plural(self.dataset_pairs, 'pair')} ({made_with}) in dataset/train.parquet."
         return [*self.notes, dataset] if self.dataset_pairs else self.notes
 
 

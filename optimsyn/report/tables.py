@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import metric_label, variant_label
 from optimsyn.base.terminal.table import DASH, Table, number
 from optimsyn.training.intervals import MetricRow
@@ -33,7 +34,7 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
     body: list[tuple[str, str, str]] = []
     for metric in dict.fromkeys(row["metric"] for row in rows):
         of_metric = [row for row in rows if row["metric"] == metric]
-        body.append((f"{metric_label(metric)} ({max(row['n'] for row in of_metric)} questions)", "", ""))
+        body.append((f"{metric_label(metric)} ({plural(max(row['n'] for row in of_metric), 'question')})", "", ""))
         body += ((f"  {variant_label(r['variant'])}", interval(r), interval(r, difference=True)) for r in of_metric)
     note = f"Brackets: {confidence:.0%} percentile bootstrap over questions."
     if any(row["difference"] is not None for row in rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from optimsyn.runs.manifest import ManifestFile, StageRecord
 from optimsyn.runs.protocol import RunLike
 from optimsyn.runs.resources import notebook_name
 
+_OF_RUN = re.compile(r"-[0-9a-f]{10}")
 # A rate over a shorter time says nothing.
 _SOONEST = 3.0
 
@@ -34,6 +36,21 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
             if record.status == "finished" and record.seconds is not None:
                 times[record.name].append(record.seconds)
     return {stage: median(times[stage]) for stage in run.manifest.names if stage in times}
+
+
+def whole_runs(root: Path, name: str) -> list[float]:
+    """Seconds of each finished run of a recipe's name in a folder, over all its stages."""
+    found = []
+    for path in sorted(root.glob(f"{name}-*/manifest.json")):
+        try:
+            stages = ManifestFile(path).read().stages
+        except StageError:
+            continue
+        seconds = [record.seconds for record in stages if record.status == "finished" and record.seconds is not None]
+        # The name of another recipe may begin with this one.
+        if _OF_RUN.fullmatch(path.parent.name.removeprefix(name)) and seconds and len(seconds) == len(stages):
+            found.append(sum(seconds))
+    return found
 
 
 def since_begun(record: StageRecord) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import LOWER_IS_BETTER, variant_label
 from optimsyn.base.terminal.table import number
 from optimsyn.runs.manifest import Manifest, StageRecord
@@ -126,7 +127,7 @@ def _own_stage(result: TableResult) -> str:
 
 
 def _prepare(result: PrepareResult) -> str:
-    lost = f", {result.lost:,} rows lost" if result.lost else ""
+    lost = f", {plural(result.lost, 'row')} lost" if result.lost else ""
     skipped = f" ({result.skipped:,} skipped)" if result.skipped else ""
     flagged = f", {_count(result.talking, 'passage')} that may talk to a language model" if result.talking else ""
     return (
@@ -180,7 +181,9 @@ def _fine_tune(result: FineTuneResult) -> str:
 
 
 def _evaluate(result: EvaluateResult) -> str:
-    return f"{result.targets} targets on {result.questions:,} test questions" if result.metrics else ""
+    return (
+        f"{plural(result.targets, 'target')} on {plural(result.questions, 'test question')}" if result.metrics else ""
+    )
 
 
 _OUTCOMES: tuple[tuple[type[StageResult], Callable[[Any], str]], ...] = (
@@ -208,7 +211,7 @@ def _number(value: float | None) -> str:
 
 
 def _count(count: int | None, noun: str) -> str:
-    return f"{_number(count)} {noun}{'' if count == 1 else 's'}"
+    return f"{NOT_RECORDED} {noun}s" if count is None else plural(count, noun)
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json
 from optimsyn.recipe.sections.arms import TRAINED, has_weights, under_own_text
@@ -314,6 +315,7 @@ def _refuse_nothing_valid(tools: Tools, variant: str, judged: Sequence[Judgement
     if any(judgement.valid for judgement in judged):
         return
     raise StageError(
-        f"variant {variant}: none of {len(judged)} candidates passed the validity checks: {failures(judged)}. Look at "
+        f"variant {variant}: none of {plural(len(judged), 'candidate')} passed the validity checks: "
+        f"{failures(judged)}. Look at "
         f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.terminal.table import number
 from optimsyn.data.forms import as_text, shown
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from optimsyn.influence.factory import Scorer
     from optimsyn.influence.scores import Scores
     from optimsyn.influence.simulated.scorer import BatchTraining
+    from optimsyn.recipe.recipe import Recipe
     from optimsyn.reward.drafting import Draft
     from optimsyn.runs.folder import Run
 
@@ -94,12 +96,12 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     valid = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     if not valid:
         failed = sorted({name for draft in drafts for name in draft.failed})
-        raise StageError(f"preview: none of {len(drafts)} pairs is valid (failed: {', '.join(failed)})")
+        raise StageError(f"preview: none of {plural(len(drafts), 'pair')} is valid (failed: {', '.join(failed)})")
     note = "Influence by the run's own warmed-up target."
     with step(f"Loading the target {run.recipe.models.target.name}"):
         target = tools.target
     if not run.done("warm_up"):
-        with step(f"Warming the target up on {len(valid)} pairs, {PREVIEW_STEPS} steps"):
+        with step(f"Warming the target up on {plural(len(valid), 'pair')}, {plural(PREVIEW_STEPS, 'step')}"):
             lr = run.recipe.warm_up.lr or run.recipe.fine_tune.lr
             target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed_of("data"))
         note = (
@@ -108,12 +110,12 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         )
         questions = _spread(validation, PREVIEW_QUESTIONS)
         training = tools.training_with(valid) if run.recipe.influence.estimator == "simulated" else None
-        with step(f"Taking the gradients of {len(questions)} validation questions"):
+        with step(f"Taking the gradients of {plural(len(questions), 'validation question')}"):
             scorer = tools.scorer_over(questions, training=training)
     else:
-        with step(f"Taking the gradients of {len(validation)} validation questions, where they are not kept"):
+        with step(f"Taking the gradients of {plural(len(validation), 'validation question')}, where they are not kept"):
             questions, scorer, training = validation, tools.scorer, tools.batch_training
-    with step(f"Scoring {len(valid)} pairs, and a look at the reward"):
+    with step(f"Scoring {plural(len(valid), 'pair')}, and a look at the reward"):
         scores = scorer.score(valid)
         look = _look(tools, scorer, valid, questions, _Scored(scores, training))
     totals = iter(float(value) for value in scores.total)
@@ -139,7 +141,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             for place, (draft, usage) in enumerate(written)
         ),
         usages=tuple(usage for _, usage in written),
-        notes=(note, _READ_SO, bought, *prepared.notes),
+        notes=(note, _READ_SO, *_how_far(run.recipe), bought, *prepared.notes),
         look=look,
     )
 
@@ -148,6 +150,20 @@ _READ_SO = (
     "Influence above 0: a training step on the pair lowers the loss on the validation questions. Below 0: it raises it."
 )
 _EXCERPT = 420
+
+
+def _how_far(recipe: Recipe) -> list[str]:
+    """What the pairs do not show, and who wrote them where that is the embedded model."""
+    judge = recipe.models.judge
+    unjudged = "" if judge is None else f" beyond what {judge.name} judged"
+    said = [f"The checks do not test whether an answer is true{unjudged}: read the pairs yourself."]
+    if recipe.models.generator.provider == "embedded":
+        said.insert(
+            0,
+            "The embedded model of 270 million parameters wrote these pairs, which shows how a run works, not how good "
+            "pairs can be; name a larger model in models.generator.",
+        )
+    return said
 
 
 def _card(title: str, draft: Draft, influence: float | None, usage: Usage) -> PairCard:
@@ -167,7 +183,7 @@ def _card(title: str, draft: Draft, influence: float | None, usage: Usage) -> Pa
 
 
 def _spent(usage: Usage) -> str:
-    replies = f"{usage.replies:,} {'reply' if usage.replies == 1 else 'replies'}, {usage.tokens:,} tokens"
+    replies = f"{plural(usage.replies, 'reply', 'replies')}, {plural(usage.tokens, 'token')}"
     free = usage.cost_usd == 0 and not usage.unpriced
     return f"{replies}, {'nothing to pay' if free else usage.usd(4)}"
 
@@ -180,7 +196,7 @@ def _write_drafts(tools: Tools, pairs: int, step: Step) -> list[tuple[Draft, Usa
     by = " and ".join(dict.fromkeys((models.rubric.name, models.generator.name)))
     tries = pairs
     while True:
-        label = f"Writing {tries} rubrics and pairs with {by}"
+        label = f"Writing {plural(tries, 'rubric')} and pairs with {by}"
         count = _Count(2 * tries)
         with step(label, count.text):
             drafts = run_sync(_written(tools, tries, count.add))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import read_jsonl, write_json, write_jsonl
 from optimsyn.influence.attribution.records import SHARES_FILE
@@ -122,7 +123,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
     if count < FEWEST_PAIRS:
         fewest = min(unique, key=lambda variant: len(unique[variant]))
         raise StageError(
-            f"variant {fewest}: only {len(unique[fewest])} valid, distinct pairs of {len(judged[fewest])} candidates"
+            f"variant {fewest}: only {plural(len(unique[fewest]), 'valid, distinct pair')} of "
+            f"{plural(len(judged[fewest]), 'candidate')}"
             f"{f' ({near_test[fewest]} more are near test questions)' if near_test[fewest] else ''}, "
             "too few to fine-tune on. Raise `synthesis.pairs` or `synthesis.oversample`, or use a stronger generator."
         )
@@ -151,7 +153,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
     write_json(run.path("synthesize", "losses.json"), {variant: lost.counts() for variant, lost in losses.items()})
     if count < config.pairs:
         notes.append(
-            f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
+            f"The recipe asks for {plural(config.pairs, 'pair')} a variant; the variant with the fewest valid "
+            f"ones has {count}, "
             "so all variants are cut to that."
         )
     if any(near_test.values()):
@@ -202,7 +205,8 @@ def _how_even(tools: Tools, choice: dict[str, list[Judgement]], count: int) -> s
     """What each arm's pairs were selected from, as a sentence."""
     config, fewest = tools.recipe.synthesis, _choice(choice)
     text = (
-        f"Each arm wrote {config.first_round:,} candidates, and its {count:,} pairs are selected from its first "
+        f"Each arm wrote {plural(config.first_round, 'candidate')}, and its {plural(count, 'pair')} are selected "
+        "from its first "
         f"{fewest:,} valid, distinct ones, as many as the arm with the fewest has, so that selection is equally sharp"
     )
     if "static_pool" in choice:
@@ -221,7 +225,7 @@ def _judge_note(recipe: Recipe, judged: dict[str, list[Judgement]]) -> list[str]
     scored = [row.judge for row in rows if row.judge]
     means = [f"{name.replace('_', ' ')} {fmean(s[name] for s in scored):.1f}" for name in (scored[0] if scored else ())]
     config = recipe.checks.judge
-    text = f"{recipe.models.judge.name} judged {len(scored):,} candidates that passed the other checks"
+    text = f"{recipe.models.judge.name} judged {plural(len(scored), 'candidate')} that passed the other checks"
     text += f", of {config.scale} on average: {', '.join(means)}" if means else ""
     unread = len(rows) - len(scored)
     if unread:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_jsonl
 from optimsyn.base.seeds import derive_seed
@@ -135,7 +136,10 @@ def _taught(rows: Sequence[Judgement]) -> list[str]:
     if not rows:
         return []
     passages = len({row.passage_id for row in rows})
-    return [f"{len(rows):,} judged rubrics of the author, for {passages:,} passages, are in the pool of every round."]
+    return [
+        f"{plural(len(rows), 'judged rubric')} of the author, for {plural(passages, 'passage')}, are in the pool "
+        "of every round."
+    ]
 
 
 def _conclusions(method: str, outcome: Mapping[str, Any]) -> list[str]:

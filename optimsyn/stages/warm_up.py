@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.reward.drafting import UNREADABLE, failures
@@ -152,7 +153,7 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
     model.set_aside_latest(2 * len(drafts))  # truncated replies were requested twice
     raise ServiceError(
-        f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
+        f"models.{role} {model.name!r}: none of {plural(len(drafts), 'reply', 'replies')} could be read, for example: "
         f"{drafts[0].remarks[0][:300]}. Is it the model that you meant, does its server honour a JSON schema "
         f"(models.{role}.structured_output), and is models.{role}.max_tokens large enough?"
     )

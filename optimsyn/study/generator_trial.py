@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.table import Table
 from optimsyn.data.forms import as_text
 from optimsyn.llm.factory import load_language_model
@@ -43,8 +44,10 @@ class Trial:
 
     def _repr_html_(self) -> str:
         used = self.usage
-        note = f"{used.replies} replies: {used.input_tokens:,} tokens in, {used.output_tokens:,} out, " + (
-            "what they cost is unknown." if self.unpriced else f"{used.cost_usd:.4f} USD."
+        note = (
+            f"{plural(used.replies, 'reply', 'replies')}: {plural(used.input_tokens, 'token')} in, "
+            f"{used.output_tokens:,} out, "
+            + ("what they cost is unknown." if self.unpriced else f"{used.cost_usd:.4f} USD.")
         )
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
@@ -95,12 +98,12 @@ class Prices:
             f"{self.tokens_in:.0f} tokens in and {self.tokens_out:.0f} out for a pair, counted by this generator's "
             "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them."
         )
-        return Table(f"{self.pairs:,} pairs as long as these", columns, tuple(body), frozenset({1, 2, 3}), note)
+        return Table(f"{plural(self.pairs, 'pair')} as long as these", columns, tuple(body), frozenset({1, 2, 3}), note)
 
     def picture(self) -> Picture:
         """Costs as bars, cheapest first."""
         costs = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
-        return costs_figure(costs, f"{self.pairs:,} pairs")
+        return costs_figure(costs, plural(self.pairs, "pair"))
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

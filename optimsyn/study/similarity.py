@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from optimsyn.base import statistics
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import shown
@@ -102,7 +103,8 @@ class SimilarityComparison:
             ("samples", "n", "mean similarity", "mean influence", "Spearman of the two"),
             tuple(rows),
             frozenset({1, 2, 3}),
-            f"Direction and centre: {self.questions} validation questions. Brackets: {self.confidence:.0%} bootstrap "
+            f"Direction and centre: {plural(self.questions, 'validation question')}. Brackets: "
+            f"{self.confidence:.0%} bootstrap "
             "over samples. One target, one seed.",
         )
 
@@ -164,7 +166,8 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
     validation_half, real = halves(validation)
     if not validation_half or not real or not pairs:
         raise DataError(
-            f"{len(validation)} validation questions and {len(pairs)} pairs: at least two questions of one subtask and "
+            f"{plural(len(validation), 'validation question')} and {plural(len(pairs), 'pair')}: at least two "
+            "questions of one subtask and "
             "one pair are needed"
         )
     items: list[Pair | Question] = [*pairs, *real]

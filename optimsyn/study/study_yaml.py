@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,8 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.secrets.redaction import find_secret
+from optimsyn.recipe.bundled import recipes_folder
 
 TRANSFER = "transfer"
+_NO_STUDY = "is a recipe, not a study; use `optimsyn run {path}`, or name it in a study file (docs/howto/study.md)"
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -19,11 +22,27 @@ def read_study(path: str | Path) -> dict[str, Any]:
     """The fields of a study file as they are written.
 
     Raises:
-        RecipeError: The file is missing, or is not a mapping in YAML.
+        RecipeError: The file is missing, is not a mapping in YAML, or is a recipe.
     """
-    from optimsyn.recipe.yaml_text import read_mapping
+    from optimsyn.recipe.yaml_text import described_by, read_mapping
 
-    return read_mapping(Path(path), "study")[0]
+    file = Path(path)
+    named = not file.exists() and (recipes_folder() / f"{path}.yaml").is_file()
+    if named or (file / "manifest.json").is_file():
+        raise RecipeError(f"{path}: {_NO_STUDY.format(path=path)}")
+    raw = read_mapping(file, "study")[0]
+    if described_by(raw) == "recipe":
+        raise RecipeError(f"{path}: {_NO_STUDY.format(path=path)}")
+    return raw
+
+
+@contextmanager
+def in_file(path: str | Path) -> Iterator[None]:
+    """Names the study file in errors about its runs, whose messages begin with fields of that file."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{path}:\n  " + "\n  ".join(str(error).splitlines())) from None
 
 
 def built(model: type[ModelT], raw: dict[str, Any], name: str, said: Callable[[Any], str]) -> ModelT:

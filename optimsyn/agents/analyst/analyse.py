@@ -16,9 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from optimsyn.agents.analyst.defaults import BUDGET, BUYS, STEPS
 from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
 from optimsyn.agents.analyst.work import Analysis, Ask, Say, Work, kept_of, set_budget
 from optimsyn.agents.guard import Guard
+from optimsyn.base.counting import plural
 from optimsyn.base.environment import ANALYST_MODEL, variable
 from optimsyn.base.errors import ModelError, ParameterError, RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
@@ -27,7 +29,6 @@ from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import ModelSpec
 
-STEPS = 25
 _LONGEST_GOAL = 4000
 _LEAST_TOKENS = 4000
 
@@ -36,7 +37,7 @@ _LEAST_TOKENS = 4000
 class Allowed:
     """What a person allows an analyst; see `Workbench`."""
 
-    budget: float = 0.0
+    budget: float = BUDGET
     hosted: bool = False
     plugins: bool = False
     addresses: Sequence[str] = ()
@@ -47,7 +48,7 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
     *,
     recipe: str = "quickstart",
     root: Path | str = ".",
-    budget: float = 0.0,
+    budget: float = BUDGET,
     model: str | Mapping[str, Any] | None = None,
     steps: int = STEPS,
     allow_hosted: bool = False,
@@ -63,7 +64,7 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
         goal: What you want, in words.
         recipe: The recipe to begin with: a file inside the root, or the name of a bundled one.
         root: The only folder that it may read and write.
-        budget: US dollars that all it does may cost, its own replies included.
+        budget: US dollars that all it does may cost, its own replies included; 0 for free models only.
         model: The model that chooses the steps: a name, or fields of a recipe's model; None: the environment variable
             `OPTIMSYN_ANALYST_MODEL`, else the recipe's generator.
         steps: The most steps.
@@ -77,7 +78,7 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
     Raises:
         ParameterError: An argument is wrong.
         RecipeError: There is no such recipe.
-        ModelError: The model cannot do it, or may not be used.
+        ModelError: The model cannot do it, may not be used, or its key is not set; nothing has been written then.
         StageError: The notebook's kernel does not start or died; `go_on` continues.
 
     Example:
@@ -99,6 +100,11 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
     if path.exists():
         raise ParameterError(f"notebook: {path} exists already; continue it, or give another file name")
     allowed = Allowed(budget, allow_hosted, allow_plugins, addresses)
+    from optimsyn.agents.analyst.readiness import refuse_unusable
+
+    refuse_unusable(spec, Guard(place, allow_hosted=allow_hosted, allow_plugins=allow_plugins, addresses=addresses))
+    if say is not None:
+        say(_bounds(budget, steps, spec.name, path))
     title = (
         f"# {plain(goal)}\n\nWritten by the analyst of optimsyn {__version__}, with the model {plain(spec.name)}, from "
         f"the recipe {plain(recipe)}. Each step is a cell that can be run again; change one, and "
@@ -135,10 +141,13 @@ def go_on(  # noqa: PLR0913 - keyword-only options, each with a default
         DataError: It is no notebook of an analyst.
         ModelError, StageError: As `analyse`.
     """
+    from optimsyn.agents.analyst.readiness import refuse_unusable
+
     made = AnalystNotebook.load(Path(notebook))
     facts = made.facts()
     kept = facts.get("model") if model is None else model
     spec = _model_spec(kept, None)
+    refuse_unusable(spec)
     facts.update({"model": spec.model_dump(exclude_defaults=True)})
     made.drop_end()
     if budget is not None:
@@ -184,6 +193,16 @@ def _model_spec(model: str | Mapping[str, Any] | None, recipe: Recipe | None) ->
         raise RecipeError("the analyst's model:\n  " + "\n  ".join(lines)) from None
     refuse_weak(spec)
     return spec
+
+
+def _bounds(budget: float, steps: int, model: str, path: Path) -> str:
+    """What it may spend and do, for its beginning."""
+    enough = f" ({BUYS})" if budget == BUDGET else ""
+    return (
+        f"The analyst works with {model} in {path}. It may take {plural(steps, 'step')} (--steps) and spend "
+        f"{budget:g} US "
+        f"dollars (--budget){enough}, its own replies included; before more is spent, you are asked, or it stops."
+    )
 
 
 def _setup(path: Path, root: Path, allowed: Allowed) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from optimsyn.agents.analyst.analyse import Allowed, analyse, go_on
+from optimsyn.agents.analyst.defaults import BUDGET, STEPS
 from optimsyn.agents.analyst.work import Analysis, Ask
 from optimsyn.base.errors import ParameterError
 from optimsyn.base.secrets.redaction import redact
@@ -32,7 +33,7 @@ class Asked:
     budget: float | None = None
     model: str | None = None
     model_options: Sequence[str] = ()
-    steps: int = 25
+    steps: int = STEPS
     allowed: Allowed = field(default_factory=Allowed)
 
 
@@ -70,7 +71,7 @@ def work(asked: Asked, console: Console, *, may_ask: bool) -> Analysis:
         asked.goal,
         recipe=asked.recipe or "quickstart",
         root=asked.root,
-        budget=asked.budget or 0.0,
+        budget=BUDGET if asked.budget is None else asked.budget,
         model=model,
         steps=asked.steps,
         allow_hosted=asked.allowed.hosted,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimsyn.agents.analyst.notebook import plain
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.table import number
 
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?![\w.]*\w)")
@@ -69,7 +70,7 @@ def unknown_figures(words: str, outputs: Iterable[str]) -> list[str]:
 def _rows(figures: Mapping[str, Any] | None) -> Iterable[str]:
     for row in figures["figures"] if figures is not None else ():
         text = f"{row['run']}, {row['variant']}, {row['metric']}: {number(row['value'])}"
-        text += _interval(row["low"], row["high"]) + f" on {row['n']} questions"
+        text += _interval(row["low"], row["high"]) + f" on {plural(row['n'], 'question')}"
         if row["difference"] is not None:
             text += f", {number(row['difference'], sign=True)} to the target as it came"
             text += _interval(row["difference_low"], row["difference_high"]) + f", {row['judgement']}"

@@ -179,11 +179,10 @@ class Work:
 
     def _pays(self, session: Session, price: float | None) -> str:
         """Why the model's next reply cannot be paid; "" where it can."""
+        from optimsyn.agents.analyst.readiness import unknown_price
+
         if price is None:
-            raise ModelError(
-                f"the analyst's model: the price of {self._spec.name} is unknown, so it cannot be kept within a "
-                "budget; give it, such as --model-option 'prices={input: 0.1, output: 0.5}'"
-            )
+            raise ModelError(unknown_price(self._spec))
         left = session.ask("bench.facts()")["money"]["left_usd"]
         if price <= left:
             return ""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError
 from optimsyn.base.suggestions import did_you_mean, file_beside, nearest
 from optimsyn.base.text_files import decode
@@ -306,7 +307,8 @@ def _read_csv(
                 continue
             if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
                 message = (
-                    f"{path}:{start}: {len(cells)} cells under {len(names)} headers; quote cells that hold "
+                    f"{path}:{start}: {plural(len(cells), 'cell')} under {plural(len(names), 'header')}; quote "
+                    "cells that hold "
                     f"{used!r} (a list of choices goes in one cell as JSON)"
                 )
                 torn(Fault(f"{path.stem}:{start}", message, "more cells than headers"))

@@ -20,6 +20,10 @@ _MULTI_SPAN = ("multi-span", "multi_span", "multispan")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
+AND = "; and "
+"""Between the faults of one row."""
+
+
 class Faults:
     """Collects all faults of one row."""
 
@@ -39,7 +43,7 @@ class Faults:
         if len(self.found) == 1:
             raise self.found[0]
         if self.found:
-            raise DataError("; and ".join(dict.fromkeys(map(str, self.found))))
+            raise DataError(AND.join(dict.fromkeys(map(str, self.found))))
 
 
 def written(value: Any) -> str:

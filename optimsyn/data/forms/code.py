@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import written
@@ -59,8 +60,44 @@ PARSERS: Mapping[str, Callable[[str], object]] = {"python": _python, "json": jso
 """Parsers of the languages whose syntax is checked; code in another language is not."""
 
 
+TRIED = "Python, JSON or TOML"
+# What prose has not: brackets at a name, operators, ends of statements, options, or a query's first word.
+_SIGN = re.compile(
+    r"[={}\[\]<>|$#\\]|;\s*$|\w\(|\(\)|::|(?:^|\s)--?\w|:\s*$"
+    r"|^\s*(?:select\b.*\bfrom|insert\s+into|delete\s+from|update\b.*\bset|create\s+\w+|drop\s+\w+)\b",
+    re.I | re.M,
+)
+
+
+def _parses(code: str) -> bool:
+    """Whether code whose language nobody names is valid in one of those with a parser, and no bare value."""
+    for parse in PARSERS.values():
+        try:
+            value = parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        if value is None or isinstance(value, dict | list):
+            return True
+    return False
+
+
+def unnamed_note(questions: Sequence[Question]) -> str | None:
+    """A note on questions of code that name no language, whose pairs may name none either; None without any."""
+    count = sum(question.kind == "code" and not text_of(question, "language") for question in questions)
+    if not count:
+        return None
+    return (
+        f"questions: {plural(count, 'question')} whose answer is code {'names' if count == 1 else 'name'} no language; "
+        f"where a pair names none either, its answer must be valid {TRIED}, or hold a sign of code (a bracket, =, ;), "
+        "and its syntax is not checked beyond that: name it in the column `language`, or in a fence"
+    )
+
+
 def check_code_well_formed(pair: Pair, context: Looked) -> str | None:
-    """There is code, and it parses if its language is Python, JSON or TOML; other languages are not checked."""
+    """There is code, and it parses if its language is Python, JSON or TOML; other languages are not checked.
+
+    Where no language is named, it must be valid in one of the three, or hold a sign of code (a bracket, `=`, `;`).
+    """
     code, language = pair.answer, text_of(pair, "language")
     if not re.search(r"\w", code):
         return "there is no code"
@@ -75,6 +112,8 @@ def check_code_well_formed(pair: Pair, context: Looked) -> str | None:
             PARSERS[language](code)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return f"the code is no valid {language}: {str(error) or type(error).__name__}"
+    if not language and _SIGN.search(code) is None and not _parses(code):
+        return f"no language is named; it is no valid {TRIED}, which were tried, and has no sign of code"
     return None
 
 

@@ -20,7 +20,7 @@ from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
 from optimsyn.recipe.checked import Checked
-from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, meant_embedded, provider_of
 from optimsyn.recipe.sections.parts import name_of
 
 # Chat templates know one of these names and ignore the other.
@@ -221,6 +221,12 @@ class ModelSpec(Extended):
             return raw
         plugin = name_of(raw["plugin"], GENERATORS)
         return {"name": plugin, **raw, "plugin": plugin}
+
+    @model_validator(mode="after")
+    def _spelled(self) -> ModelSpec:
+        if self.plugin is None and self.api_base is None and (problem := meant_embedded(self.name)) is not None:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _own_fields(self) -> ModelSpec:

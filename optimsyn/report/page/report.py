@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.files import write_text
 from optimsyn.base.terminal.labels import SOURCE_LABELS, method_label, metric_label, outcome_table, variant_label
 from optimsyn.base.terminal.table import decimals_for, duration, fixed, number
@@ -134,7 +135,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     tiles = []
     prepared, variant = facts.prepare, facts.dataset_variant
     if prepared is not None and prepared.passages is not None:
-        more = "" if prepared.documents is None else f"from {prepared.documents:,} documents"
+        more = "" if prepared.documents is None else f"from {plural(prepared.documents, 'document')}"
         tiles.append((f"{prepared.passages:,}", "passages", more))
     if facts.dataset_pairs is not None:
         tiles.append((f"{facts.dataset_pairs:,}", "pairs in the dataset", variant_label(variant)))
@@ -146,7 +147,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
         tiles.append((fixed(statistics.median(influence[variant]), decimals), "median influence", before))
     for row in facts.evaluation:
         if row["variant"] == variant and row["difference"] is not None:
-            more = f"{judgement(row)}, {row['n']} test questions, one seed"
+            more = f"{judgement(row)}, {plural(row['n'], 'test question')}, one seed"
             tiles.append((number(row["difference"], sign=True), f"change of {metric_label(row['metric'])}", more))
             break
     seconds = [record.seconds for record in facts.manifest.stages if record.seconds is not None]
@@ -155,7 +156,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     cost = facts.manifest.cost
     if cost.replies:
         tokens = cost.input_tokens + cost.output_tokens
-        tiles.append((cost.usd(), "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
+        tiles.append((cost.usd(), "spent", f"{plural(cost.replies, 'reply', 'replies')}, {plural(tokens, 'token')}"))
     return tiles
 
 
@@ -256,7 +257,7 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
         variants = len({row["variant"] for row in facts.evaluation})
         clear = sum(differs(row) for row in facts.evaluation)
         questions = max(row["n"] for row in facts.evaluation)
-        return f"{variants} targets on {questions:,} test questions, {clear} clear differences"
+        return f"{plural(variants, 'target')} on {plural(questions, 'test question')}, {clear} clear differences"
     return stage_outcome(facts.results.get(record.name))
 
 
@@ -297,5 +298,5 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         ("A look at the reward", looked if recipe.reward.look.pairs else "none: the recipe has reward.look.pairs: 0"),
         ("Optimisers", ", ".join(used) or "none"),
-        ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {recipe.selection_label}"),
+        ("Selection", f"{plural(recipe.synthesis.pairs, 'pair')} a variant by {recipe.selection_label}"),
     ]

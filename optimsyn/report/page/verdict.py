@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import LOWER_IS_BETTER, METRIC_LABELS, control_sentence, variant_label
 from optimsyn.base.terminal.table import fixed, number
 from optimsyn.report.facts import RunFacts
@@ -86,7 +87,7 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
     }[state.kind]
     tone = "bad" if state.kind == "failed" else "open"
     so_far = (
-        f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid."
+        f"{stage} has judged {plural(judged.pairs, 'pair')} so far, {judged.valid:,} of them valid."
         for stage, judged in facts.judged.items()
     )
     return Verdict(
@@ -182,7 +183,7 @@ def _headline(facts: RunFacts) -> str:
     verb = {"higher": "raised", "lower": "lowered"}
     told = [
         f"{verb[judgement(row)]} {_metric(row)} from {fixed(before[row['metric']], 2)} to {fixed(row['value'], 2)} "
-        f"({_change(row)}, {row['n']:,} test questions)"
+        f"({_change(row)}, {plural(row['n'], 'test question')})"
         for row in moved
     ]
     return f"{start} {_joined(told)}{f'; it made {unchanged}' if unchanged else ''}."
@@ -209,7 +210,7 @@ def _ends(facts: RunFacts) -> str:
     plain = next((row["value"] for row in rows if row["variant"] == "no_rubric"), None)
     # So that an improvement is not credited to rubrics alone.
     beside = "" if plain is None or plain in (min(values), max(values)) else f"; without a rubric {fixed(plain, 2)}"
-    return f"Of the {len(rows)} variants, {_metric(rows[0])} is {told[0]}, and {told[1]}{beside}."
+    return f"Of the {plural(len(rows), 'variant')}, {_metric(rows[0])} is {told[0]}, and {told[1]}{beside}."
 
 
 def _first_metric(facts: RunFacts) -> list[MetricRow]:
@@ -256,12 +257,13 @@ def _comparisons(facts: RunFacts) -> Iterable[Comparison]:
     if prompt is not None and prompt.changed:
         before, after = prompt.start_score, prompt.score
         limit = (
-            f"It was chosen by its reward on {facts.recipe.optimizers.prompt.passages} passages, and measured on the "
+            f"It was chosen by its reward on {plural(facts.recipe.optimizers.prompt.passages, 'passage')}, and "
+            "measured on the "
             "same ones."
         )
         if (seen := prompt.confirmation) is not None:
             before, after = seen.start_score, seen.score
-            limit = f"On {seen.passages} passages that chose nothing, of one seed."
+            limit = f"On {plural(seen.passages, 'passage')} that chose nothing, of one seed."
         shown = (f"reward {number(before)} before, {number(after)} after",)
         yield Comparison("The new guiding text against the recipe's", shown, limit)
 

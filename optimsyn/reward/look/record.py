@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json
 from optimsyn.base.terminal.labels import SOURCE_LABELS
@@ -204,7 +205,11 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     own_row = ("scored by", method, "in the place of influence, so there is nothing to compare the scores with")
     rows = [
         own_row if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
-        ("spread of the scores", number(look.spread), f"standard deviation over {_pairs(look.pairs)}{_known(look)}"),
+        (
+            "spread of the scores",
+            number(look.spread),
+            f"standard deviation over {plural(look.pairs, 'pair')}{_known(look)}",
+        ),
         (
             "an empty gradient earns",
             number(look.empty),
@@ -218,7 +223,7 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
         (
             "correlation with 1/answer tokens",
             _interval(look.length),
-            f"{'within passages' if look.length_within else 'over the pool'}, {_pairs(look.length_pairs)}",
+            f"{'within passages' if look.length_within else 'over the pool'}, {plural(look.length_pairs, 'pair')}",
         ),
     ]
     if look.source != "influence":
@@ -245,8 +250,9 @@ def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, 
         (
             "real training, rank agreement",
             _interval(training.agreement),
-            f"{training.subsets} subsets of {training.members} pairs, {training.steps} steps of {training.batch_size} "
-            f"from the warm checkpoint; loss on {training.questions} questions, {held_out}",
+            f"{training.subsets} subsets of {plural(training.members, 'pair')}, {plural(training.steps, 'step')} "
+            f"of {training.batch_size} "
+            f"from the warm checkpoint; loss on {plural(training.questions, 'question')}, {held_out}",
         ),
         (
             "loss after the worst minus after the best",
@@ -271,10 +277,6 @@ def _known(look: RewardLook) -> str:
     if not look.trained_on:
         return ", none of them seen in the warm-up"
     return f", {'all' if look.trained_on == look.pairs else look.trained_on} of them seen in the warm-up"
-
-
-def _pairs(count: int) -> str:
-    return f"{count} pair{'' if count == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

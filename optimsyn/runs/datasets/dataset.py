@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError
 from optimsyn.base.terminal.table import Shown
 from optimsyn.data.forms import shown
@@ -121,7 +122,7 @@ class Dataset(Shown, Sequence[Pair]):
             raise DataError(f"{self.folder / PARQUET}: row {row.get('id')!r}: {error}; run synthesize again") from None
 
     def __repr__(self) -> str:
-        return f"Dataset({len(self)} pairs, {str(self.folder)!r})"
+        return f"Dataset({plural(len(self), 'pair')}, {str(self.folder)!r})"
 
     def _table(self) -> Table:
         from optimsyn.base.terminal.labels import variant_label
@@ -141,7 +142,7 @@ class Dataset(Shown, Sequence[Pair]):
         if len(self) > _LISTED:
             note = f"Those of highest influence, {_LISTED} of {len(self)}. {note}"
         return Table(
-            title=f"{len(self):,} pairs from {documents:,} document{'' if documents == 1 else 's'}: {variants}",
+            title=f"{plural(len(self), 'pair')} from {plural(documents, 'document')}: {variants}",
             columns=("question", "answer", "document", "influence"),
             rows=tuple(body),
             right=frozenset({3}),

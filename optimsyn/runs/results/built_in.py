@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import method_label
 from optimsyn.optimize.confirmation import Confirmation
 from optimsyn.reward.look.record import RewardLook
@@ -63,7 +64,11 @@ class PrepareResult(StageResult):
         if self.talking_dropped and talking:
             talking = f"dropped: {talking}"
         rows: Rows = (
-            ("documents", self.documents, f"{self.groups} groups" if self.groups is not None else NOT_RECORDED),
+            (
+                "documents",
+                self.documents,
+                plural(self.groups, "group") if self.groups is not None else NOT_RECORDED,
+            ),
             ("passages", self.passages, words),
             ("passages that talk to a language model", self.talking, talking),
             ("validation questions", self.validation, _subtasks(self.validation_subtasks)),
@@ -206,11 +211,18 @@ class OptimizePromptResult(MeasuredResult):
         rows: Rows = (
             ("reward of the recipe's guiding text", self.start_score, self.start_text),
             ("reward of the chosen guiding text", self.score, self.text),
-            ("candidates tried", self.candidates, f"{self.judged} pairs judged"),
+            (
+                "candidates tried",
+                self.candidates,
+                NOT_RECORDED if self.judged is None else f"{plural(self.judged, 'pair')} judged",
+            ),
         )
         if (seen := self.confirmation) is not None:
             what = "gain on passages that chose nothing"
-            rows = (*rows, (what, seen.difference, f"{seen.low:+.4f} to {seen.high:+.4f}, {seen.passages} passages"))
+            rows = (
+                *rows,
+                (what, seen.difference, f"{seen.low:+.4f} to {seen.high:+.4f}, {plural(seen.passages, 'passage')}"),
+            )
         return Cells(
             f"Guiding text, before and after {method_label(self.method or 'gepa')}", ("what", "value", "text"), rows
         )

@@ -9,13 +9,14 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.terminal.table import duration
 from optimsyn.runs.forecast import Forecast, Range, counted, money
 from optimsyn.study.arms import power
 from optimsyn.study.arms.outcomes import CellState
 from optimsyn.study.arms.result import Power, StudyResult, power_from
-from optimsyn.study.arms.study_file import StudyCell, StudyFile
+from optimsyn.study.arms.study_file import INFLUENCE, StudyCell, StudyFile
 
 STUDY_JSON = "study.json"
 
@@ -48,7 +49,7 @@ class StudyForecast(BaseModel):
     def sentences(self) -> list[str]:
         """It in sentences."""
         left = self.runs - self.finished
-        texts = [f"{self.runs} runs, {self.finished} of them finished."]
+        texts = [f"{plural(self.runs, 'run')}, {self.finished} of them finished."]
         if not left:
             return texts
         if self.requests is not None and self.tokens is not None:
@@ -95,7 +96,8 @@ def check_recipes(
             report(f"Checking {cell.domain} under {cell.control} …")
         preflight = checked(cell.recipe, root, ask=False)
         forecasts[place] = preflight.forecast
-        problems += [f"{cell.name}: {problem}" for problem in preflight.problems]
+        where = f"recipes.{cell.domain}" + ("" if cell.control == INFLUENCE else f" with controls.{cell.control}")
+        problems += [f"{where}: {problem}" for problem in preflight.problems]
     if problems:
         raise RecipeError("\n".join(problems))
     return forecasts
@@ -170,9 +172,12 @@ def _again(each: Power, study: StudyFile) -> Power:
 
 def power_sentence(each: Power, seeds: int, unit: str) -> str:
     """A power in a sentence."""
-    text = f"{each.contrast}: {seeds} seeds a domain find a difference of {each.detectable[max(2, seeds)]:.3g} {unit} "
+    text = (
+        f"{each.contrast}: {plural(seeds, 'seed')} a domain find a difference of {each.detectable[max(2, seeds)]:.3g} "
+        f"{unit} "
+    )
     text += f"with a chance of 80 % (test at {each.alpha:g}, before Holm)"
     if each.smallest is None:
         return f"{text}."
     needed = "more than 200" if each.seeds_needed is None else str(each.seeds_needed)
-    return f"{text}; {each.smallest:g} needs {needed} seeds."
+    return f"{text}; {each.smallest:g} needs {needed} {'seed' if needed == '1' else 'seeds'}."

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import metric_label, variant_color, variant_label
 from optimsyn.base.terminal.table import duration, number
 from optimsyn.report.charts import Chart
@@ -70,7 +71,7 @@ def _unit(metric: str) -> str:
 def _badge(result: StudyResult, finished: int) -> tuple[str, str]:
     if finished == len(result.cells):
         return "finished", "good"
-    return f"{finished} of {len(result.cells)} runs finished", "bad" if any(
+    return f"{finished} of {plural(len(result.cells), 'run')} finished", "bad" if any(
         each.reason for each in result.cells
     ) else "open"
 
@@ -79,23 +80,19 @@ def _design(result: StudyResult) -> str:
     """The design in two sentences."""
     design = result.design
     factors = [
-        f"{_count(len(design['recipes']), 'domain')} ({', '.join(design['recipes'])})",
-        _count(len(design["seeds"]), "seed"),
+        f"{plural(len(design['recipes']), 'domain')} ({', '.join(design['recipes'])})",
+        plural(len(design["seeds"]), "seed"),
     ]
     if len(design["controls"]) > 1:
         names = ", ".join(map(variant_label, design["controls"]))
         factors.append(f"{len(design['controls'])} sources of the reward ({names})")
     arms = ", ".join(map(variant_label, design["arms"]))
     return (
-        f"{' × '.join(factors)}: {_count(len(result.cells), 'run')}, each with the arms {arms}, which share documents, "
-        f"warm-up and test questions. {_count(len(design['contrasts']), 'contrast')} named before the start on "
+        f"{' × '.join(factors)}: {plural(len(result.cells), 'run')}, each with the arms {arms}, which share documents, "
+        f"warm-up and test questions. {plural(len(design['contrasts']), 'contrast')} named before the start on "
         f"{result.started[:10]} (design {result.fingerprint}), tested at {result.alpha:g} on "
         f"{METRIC_WORDS[result.metric]}."
     )
-
-
-def _count(amount: int, name: str) -> str:
-    return f"{amount} {name}{'' if amount == 1 else 's'}"
 
 
 def _sentence(each: ContrastResult, result: StudyResult) -> tuple[str, str]:
@@ -104,7 +101,7 @@ def _sentence(each: ContrastResult, result: StudyResult) -> tuple[str, str]:
     if pooled is None:
         return f"{name}: no finished pair of runs yet.", ""
     size = f"{number(pooled.value, 3, sign=True)} {_unit(result.metric)}".strip()
-    where = f"better in {each.better_in} of {len(each.domains)} domains"
+    where = f"better in {each.better_in} of {plural(len(each.domains), 'domain')}"
     if pooled.low is None:
         return f"{name}: {size}; no interval, since a single seed (or no spread) says nothing of the next.", ""
     test = each.holm_p if each.registered else pooled.p
@@ -129,7 +126,7 @@ def _tiles(result: StudyResult, finished: int) -> list[tuple[str, str, str]]:
     tiles = [(f"{finished} of {len(result.cells)}", "runs finished", ""), (duration(seconds), "time of all runs", "")]
     if questions:
         groups = max(each.pooled.groups for each in result.contrasts if each.pooled is not None)
-        tiles.append((f"{questions:,}", "test questions", f"in {groups:,} groups"))
+        tiles.append((f"{questions:,}", "test questions", f"in {plural(groups, 'group')}"))
     return tiles
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.status import Status
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
@@ -38,6 +39,7 @@ from optimsyn.study.arms.outcomes import CellState, state_of
 from optimsyn.study.arms.page import STUDY_HTML, page_of
 from optimsyn.study.arms.start import Registered, changes_since, contrasts_by_origin, register, registered
 from optimsyn.study.arms.study_file import StudyCell, StudyFile, cells_of
+from optimsyn.study.study_yaml import in_file
 
 RECIPES = "recipes"
 UNITS = {"accuracy": "(a share of 1)", "token_f1": "(of 1)"}
@@ -50,6 +52,7 @@ class Study:
     file: StudyFile
     cells: tuple[StudyCell, ...]
     folder: Path
+    path: Path
 
     @classmethod
     def open(cls, path: str | Path, root: Path | str = "runs") -> Study:
@@ -59,7 +62,9 @@ class Study:
             RecipeError: The file or a recipe is wrong; names all problems.
         """
         file = StudyFile.load(path)
-        return cls(file, tuple(cells_of(file)), Path(root).resolve() / file.name)
+        with in_file(path):
+            cells = tuple(cells_of(file))
+        return cls(file, cells, Path(root).resolve() / file.name, Path(path))
 
     @property
     def start(self) -> Registered | None:
@@ -127,7 +132,8 @@ class Study:
             RecipeError: Something would stop a run.
         """
         left = [each.cell for each in root_states if each.state != "finished"]
-        forecasts = check_recipes(left, self.folder, None if status is None else status.update)
+        with in_file(self.path):
+            forecasts = check_recipes(left, self.folder, None if status is None else status.update)
         return forecast_of(root_states, forecasts, jobs)
 
     def write_recipes(self) -> list[str]:
@@ -222,8 +228,9 @@ def tell(study: Study, forecast: StudyForecast, console: Console) -> None:
     file = study.file
     say(
         console,
-        f"Study {file.name}: {len(file.recipes)} domains × {len(file.controls)} controls × {len(file.seeds)} seeds, "
-        f"{len(file.arms)} arms in each run; contrasts: {'; '.join(map(str, file.named_contrasts))}.",
+        f"Study {file.name}: {plural(len(file.recipes), 'domain')} × {plural(len(file.controls), 'control')} × "
+        f"{plural(len(file.seeds), 'seed')}, "
+        f"{plural(len(file.arms), 'arm')} in each run; contrasts: {'; '.join(map(str, file.named_contrasts))}.",
     )
     for sentence in forecast.sentences:
         say(console, sentence)
@@ -254,7 +261,7 @@ def _notes(states: list[CellState], start: Registered) -> list[str]:
     notes = []
     left = sum(each.state != "finished" for each in states)
     if left:
-        notes.append(f"{left} of {len(states)} runs have not finished; what stands here is of the others.")
+        notes.append(f"{left} of {plural(len(states), 'run')} have not finished; what stands here is of the others.")
     seeds = {each.cell.seed for each in states if each.outcome is not None}
     if len(seeds) == 1:
         notes.append("One seed has finished: without a second one there is neither interval nor test.")

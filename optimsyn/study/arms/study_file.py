@@ -232,9 +232,11 @@ def cells_of(study: StudyFile) -> list[StudyCell]:
             plain[domain] = changed(recipe, {**_named_arms(study), **study.set, **spec.set}, "set")
     recipes: dict[tuple[str, str], Recipe] = {}
     for (domain, recipe), (control, fields) in product(plain.items(), study.controls.items()):
-        where = f"recipes.{domain}" + ("" if control == INFLUENCE else f" under the control {control}")
+        where = f"recipes.{domain}"
         with _noted(where, problems):
-            recipes[domain, control] = changed(recipe, {**fields, **_others(fields, domain, plain)}, "set")
+            fields = {**fields, **_others(fields, domain, plain)}
+            recipes[domain, control] = changed(recipe, fields, f"controls.{control}")
+            where += "" if control == INFLUENCE else f" with controls.{control}"
             made = _made(recipes[domain, control])
             for arm in [arm for arm in study.arms if arm not in made]:
                 hint = did_you_mean(arm, made, f"it makes {', '.join(made)}")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import LOWER_IS_BETTER, metric_label, variant_label
 from optimsyn.base.terminal.table import duration, number
 from optimsyn.report.charts import Chart
@@ -80,7 +81,7 @@ def _badge(result: TransferResult, finished: int) -> tuple[str, str]:
     if finished == len(result.runs):
         return "finished", "good"
     stopped = any(each.reason for each in result.runs)
-    return f"{finished} of {len(result.runs)} runs finished", "bad" if stopped else "open"
+    return f"{finished} of {plural(len(result.runs), 'run')} finished", "bad" if stopped else "open"
 
 
 def _sentence(result: TransferResult, done: list[TableCell]) -> str:
@@ -89,7 +90,7 @@ def _sentence(result: TransferResult, done: list[TableCell]) -> str:
     clear = [each for each in done if _told(each.gains) == "better"]
     worse = [each for each in done if _told(each.gains) == "worse"]
     moved = [each for each in clear if not each.own]
-    text = f"The answer loss is lower than that of the target as it came in {len(clear)} of {len(done)} cells"
+    text = f"The answer loss is lower than that of the target as it came in {len(clear)} of {plural(len(done), 'cell')}"
     text += f" ({len(moved)} of them transferred)" if clear else ""
     return f"{text}, higher in {len(worse)}; in the others the interval holds 0."
 
@@ -143,7 +144,7 @@ def _shown(each: TableCell) -> dict[str, Any]:
             "row": _row(gain),
             "told": _told(each.gains),
             "others": [(metric_label(n), number(g.value, 2, sign=True)) for n, g in each.gains.items() if n != MAIN],
-            "counts": f"{_pairs(each)} pairs, {gain.questions:,} questions, {_seeds(gain.seeds)}",
+            "counts": f"{_pairs(each)} pairs, {plural(gain.questions, 'question')}, {plural(gain.seeds, 'seed')}",
         }
     return shown
 
@@ -174,10 +175,6 @@ def _way(each: TableCell, *, several: bool) -> str:
 def _pairs(each: TableCell) -> str:
     least, most = min(each.pairs), max(each.pairs)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _seeds(amount: int) -> str:
-    return "1 seed" if amount == 1 else f"{amount} seeds"
 
 
 def _forest(done: list[TableCell], several: bool) -> Chart:

@@ -17,6 +17,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.status import Status
 
+from optimsyn.base.counting import plural
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
@@ -31,11 +32,12 @@ from optimsyn.runs.forecast import Forecast, Range
 from optimsyn.runs.manifest import installed_versions, now
 from optimsyn.runs.taking_over import has_pairs, take_over
 from optimsyn.study.arms.forecast import StudyForecast
+from optimsyn.study.study_yaml import in_file
 from optimsyn.study.transfer.outcomes import TRANSFERRED, CellState, folder_of, seconds_to_come, state_of
 from optimsyn.study.transfer.page import TRANSFER_HTML, lines_of, page_of
 from optimsyn.study.transfer.result import TransferResult, TransferRun
 from optimsyn.study.transfer.table import runs_of, table_of
-from optimsyn.study.transfer.transfer_file import TransferCell, TransferFile, cells_of, labels_of
+from optimsyn.study.transfer.transfer_file import TransferCell, TransferFile, cells_of, in_words_of, labels_of
 
 TRANSFER_JSON = "transfer.json"
 RECIPES = "recipes"
@@ -48,6 +50,7 @@ class Transfer:
     file: TransferFile
     cells: tuple[TransferCell, ...]
     folder: Path
+    path: Path
 
     @classmethod
     def open(cls, path: str | Path, root: Path | str = "runs") -> Transfer:
@@ -57,7 +60,9 @@ class Transfer:
             RecipeError: The file, the recipe or a model is wrong; names all problems.
         """
         file = TransferFile.load(path)
-        return cls(file, tuple(cells_of(file)), Path(root).resolve() / file.name)
+        with in_file(path):
+            cells = tuple(cells_of(file))
+        return cls(file, cells, Path(root).resolve() / file.name, Path(path))
 
     @property
     def arm(self) -> str:
@@ -133,11 +138,12 @@ class Transfer:
             if status is not None:
                 status.update(f"Checking {cell.name} …")
             preflight = checked(cell.recipe, folder_of(cell, self.folder).parent, ask=False)
-            problems += [f"{cell.name}: {problem}" for problem in preflight.problems]
+            problems += [in_words_of(self.file, cell, problem) for problem in preflight.problems]
             if cell.own:
                 forecasts[cell.generator, cell.scored_by] = preflight.forecast
         if problems:
-            raise RecipeError("\n".join(dict.fromkeys(problems)))
+            with in_file(self.path):
+                raise RecipeError("\n".join(dict.fromkeys(problems)))
         found = StudyForecast(
             runs=len(states), finished=len(states) - len(left), jobs=jobs, seconds=seconds_to_come(states)
         )
@@ -270,8 +276,9 @@ def tell(transfer: Transfer, forecast: StudyForecast, console: Console) -> None:
     models = transfer.file.transfer
     say(
         console,
-        f"Transfer {transfer.file.name}: {len(models.generators)} generators × {len(models.targets)} targets × "
-        f"{len(transfer.file.seeds)} seeds, pairs scored by {', '.join(models.scorers)}.",
+        f"Transfer {transfer.file.name}: {plural(len(models.generators), 'generator')} × "
+        f"{plural(len(models.targets), 'target')} × "
+        f"{plural(len(transfer.file.seeds), 'seed')}, pairs scored by {', '.join(models.scorers)}.",
     )
     for sentence in forecast.sentences:
         say(console, sentence)

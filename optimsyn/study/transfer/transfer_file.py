@@ -183,7 +183,8 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
                 recipe = plain if value is None else changed(plain, {f"models.{role}": value}, field)
                 found[role][name] = getattr(recipe.models, role).model_dump(mode="json")
             except (OptimsynError, OSError) as error:
-                problems.append(str(error))
+                own = str(error).replace(f"models.{role}", field)
+                problems.append(re.sub(rf"^{re.escape(field)}:\s+(?={re.escape(field)})", "", own))
         problems += _same(f"transfer.{role}s", found[role])
     if problems:
         raise RecipeError("\n".join(problems))
@@ -210,6 +211,19 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
                 recipe = changed(source, change, f"transfer.targets.{target}")
                 cells.append(TransferCell(generator, scorer, target, seed, recipe, source))
     return cells
+
+
+def in_words_of(file: TransferFile, cell: TransferCell, problem: str) -> str:
+    """A problem of a run as one of the file: the field of its model, else its recipe."""
+    models = file.transfer
+    for field, role, name, named in (
+        ("models.generator", "generators", cell.generator, models.generators),
+        ("models.target", "targets", cell.scored_by, models.targets),
+        ("fine_tune.target", "targets", cell.target, models.targets),
+    ):
+        if re.match(rf"{re.escape(field)}\b", problem) and named[name] is not None:
+            return f"transfer.{role}.{name}{problem.removeprefix(field)}"
+    return f"recipe: {problem}"
 
 
 def labels_of(file: TransferFile, cells: Sequence[TransferCell]) -> tuple[dict[str, str], dict[str, str]]:
