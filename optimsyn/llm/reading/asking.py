@@ -104,8 +104,8 @@ def _with_context(
     """The error with the model's name, and for a cut reply with the limit to raise."""
     message = f"{model.name}: {redact(str(error))}"
     if error.outcome is Outcome.CUT:
-        again = ", also when it was asked again with a larger cap" if again else ""
-        message += f" (at most {tokens} tokens{again}). Raise {field_of(role)}.max_tokens"
+        also = ", also when it was asked again with a larger cap" if again else ""
+        message += f" (at most {tokens} tokens{also}). Raise {field_of(role)}.max_tokens"
     return ReplyError(message, error.outcome, replies=tries)
 
 
