@@ -363,6 +363,12 @@ async def test_the_writer_is_told_the_form_and_what_it_does_not_know_is_asked_as
             ("reason", "B is c."),
         ),
         (
+            form_named("reasoning"),
+            ["Quote: a\nQuestion: What is b?\nAnswer: c", " A is b, and so it is c.\nAnswer: c"],
+            "Reasoning",
+            ("answer", "c"),
+        ),
+        (
             Dialogue(),
             ["Quote: a\nQuestion: What is b?\nAnswer: It is c.", " And d?\nAnswer 2: D is e."],
             "Question 2",
@@ -370,15 +376,16 @@ async def test_the_writer_is_told_the_form_and_what_it_does_not_know_is_asked_as
         ),
     ],
 )
-async def test_a_writer_that_ends_early_goes_on_from_the_next_label(
+async def test_a_writer_that_leaves_a_line_out_goes_on_from_its_label(
     form: QuestionForm, replies: list[str], label: str, value: tuple[str, str]
 ) -> None:
     model = Scripted(lambda _: replies[len(model.calls) - 1], writer=True, chat=False)
     pair = await PairWriter(model, TaskShape.only("x", form)).awrite(passage(), RUBRIC, seed=1, variant="x")
     first, second = model.calls
-    assert second.prompt == f"{first.prompt}{replies[0].rstrip()}\n{label}:"
+    kept = replies[0].removesuffix("\nAnswer: c").rstrip()
+    assert second.prompt == f"{first.prompt}{kept}\n{label}:"
     assert (second.stop, second.seed) == (first.stop, first.seed)
-    read = read_pair(f"{replies[0].rstrip()}\n{label}:{replies[1]}", form)
+    read = read_pair(f"{kept}\n{label}:{replies[1]}", form)
     assert read[value[0]] == value[1]
     assert pair.answer == form.content(read, 1).answer
 
@@ -389,11 +396,10 @@ async def test_a_writer_that_ends_early_goes_on_from_the_next_label(
         (Free(), "Quote: a"),
         (Free(), "Quote: a\nAnswer: b"),
         (Free(), "nothing with a label"),
-        (TrueFalse(), "Quote: a\nQuestion: B.\nReason: b"),
         (MultipleChoice(4), "Quote: a\nQuestion: What is b?\nAnswer: b"),
     ],
 )
-async def test_what_lacks_more_than_its_end_is_not_gone_on_with(form: QuestionForm, text: str) -> None:
+async def test_what_lacks_its_question_is_not_gone_on_with(form: QuestionForm, text: str) -> None:
     model = Scripted(text, writer=True, chat=False)
     with pytest.raises(ReplyError):
         await PairWriter(model, TaskShape.only("x", form)).awrite(passage(), RUBRIC, seed=1, variant="x")

@@ -68,16 +68,18 @@ def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[st
 
 
 def unfinished(text: str, form: QuestionForm) -> str | None:
-    """The writer's reply up to the label that comes next, where it ended before its last line.
+    """The writer's reply up to the label that comes next, where a line is missing.
 
-    A small model may end a reply after `Answer: true` though the form asks for a reason; given the label, it goes on.
+    A small model may end a reply after `Answer: true` though the form asks for a reason, or answer before it has
+    reasoned; given the label, it goes on.
 
     Args:
         text: A reply with labels.
         form: The form of the pair.
 
     Returns:
-        What the model is given to go on from; None where nothing is missing, or more than an end.
+        What the model is given to go on from, without what stood after the gap; None where nothing is missing, or the
+        question is.
     """
     values, last = labelled_lines(text, form)
     try:
@@ -85,13 +87,20 @@ def unfinished(text: str, form: QuestionForm) -> str | None:
     except ReplyError:
         return None
     keys = [key.name for key in in_order(form) if key.needed]
-    missing = [name for name in keys if not found.get(name)]
-    if not missing or "question" in missing or keys[-len(missing) :] != missing or missing[0] in values:
+    missing = next((number for number, name in enumerate(keys) if not found.get(name)), None)
+    if missing is None or "question" not in keys[:missing] or keys[missing] in values:
         return None
     # Wrong options stand in one line, which has no label of their own.
-    if isinstance(form, MultipleChoice) and missing != ["answer"]:
+    if isinstance(form, MultipleChoice) and keys[missing] != "answer":
         return None
-    return "\n".join([*text.splitlines()[:last], f"{label_of_key(missing[0])}:"])
+    kept = text.splitlines()[:last]
+    after = {label_of_key(name).casefold() for name in keys[missing:]}
+    for number, line in enumerate(kept):
+        match = _LINE.match(line)
+        if match and match["label"].casefold() in after:
+            kept = kept[:number]
+            break
+    return "\n".join([*kept, f"{label_of_key(keys[missing])}:"])
 
 
 def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], int]:
