@@ -58,11 +58,12 @@ def main() -> None:
     """Writes the mean and what is known of it."""
     args = arguments()
     files = [folder / WEIGHTS for folder in args.adapters]
-    facts: dict[str, Any] = json.loads((args.adapters[-1] / "writer.json").read_text(encoding="utf-8"))
-    facts.pop("held_out", None)
+    known = [json.loads((folder / "writer.json").read_text(encoding="utf-8")) for folder in args.adapters]
+    facts: dict[str, Any] = {key: value for key, value in known[-1].items() if key != "held_out"}
     facts["mean"] = [
         {"share": share, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        for share, file in zip(args.shares, files, strict=True)
+        | ({"mean": before["mean"]} if "mean" in before else {})
+        for share, file, before in zip(args.shares, files, known, strict=True)
     ]
     values = mean(files, args.shares)
     args.output.mkdir(parents=True, exist_ok=True)
