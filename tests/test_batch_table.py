@@ -142,6 +142,6 @@ def test_progress_comes_from_the_folder_and_time_left_from_the_other_runs(tmp_pa
 def test_money_is_shown_where_there_is_some() -> None:
     assert spent(Usage(cost_usd=12.345)) == "$12.35"
     assert spent(Usage(cost_usd=0.00123)) == "$0.0012"
-    assert spent(Usage(input_tokens=9000, output_tokens=200)) == "9200 tokens"
+    assert spent(Usage(input_tokens=9000, output_tokens=200)) == "9,200 tokens"
     assert spent(Usage(input_tokens=90_000)) == "90k tokens"
     assert Usage(replies=1, cost_usd=0.5) + Usage(replies=2) == Usage(replies=3, cost_usd=0.5)

@@ -77,5 +77,5 @@ def test_the_whole_comparison_scores_every_pair_and_half_of_the_questions() -> N
 
 
 def test_too_little_to_compare_is_said() -> None:
-    with pytest.raises(DataError, match="1 validation questions and 2 pairs"):
+    with pytest.raises(DataError, match="1 validation question and 2 pairs"):
         compare_similarity(tiny_target(), Influence(), [question(1)], [pair(1), pair(2)])
