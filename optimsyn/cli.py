@@ -118,7 +118,8 @@ def validate(
     console.print(f"{preflight.time}.", highlight=False, soft_wrap=True)
     counts = ", ".join(preflight.counted)
     verdict = "nothing that was checked would stop it" if offline and preflight.unchecked else "nothing would stop it"
-    console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
+    noted = f", see the {plural(len(preflight.warnings), 'note')} above" if preflight.warnings else ""
+    console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else "") + noted, highlight=False)
 
 
 @app.command(cls=JsonCommand)

@@ -11,10 +11,11 @@ from data_helpers import recipe_of, text_of, write_lines
 
 from optimsyn.base.errors import DataError
 from optimsyn.data.documents import read_documents
+from optimsyn.data.duplicates import contradicting
 from optimsyn.data.files.rows import shortened
 from optimsyn.data.missing_documents import Names
 from optimsyn.data.questions import check_questions, load_questions, read_questions
-from optimsyn.data.records import Document
+from optimsyn.data.records import Document, Question
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Documents, Questions, Source
 
@@ -214,6 +215,23 @@ def test_what_a_header_lacks_is_told_once(tmp_path: Path) -> None:
     said = problems(config(path)).splitlines()
     assert "has no answer" in said[0] and said[0].endswith("(the same in all 3 rows)")
     assert [line.count("has no answer") for line in said] == [1, 0, 0] and ":3: question" in said[1]
+
+
+def test_figures_of_one_value_do_not_contradict() -> None:
+    def asked(answer: str) -> Question:
+        return Question(id=answer, question="What was the revenue?", answer=answer, form="figure")
+
+    first, second = asked("$1,452.4 million"), asked("1.4524 billion dollars")
+    assert contradicting([first, second]) == []
+    assert contradicting([first, asked("$1,452.5 million")]) == [(0, 1)]
+
+
+def test_a_share_of_test_questions_that_groups_do_not_allow_is_said(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n}?", "answer": str(n), "group": "one" if n < 20 else f"g{n}"} for n in range(22)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (told,) = (line for line in read_questions(config(path), [], 0).warnings if "test_fraction" in line)
+    assert "2 of 22 are" in told or "20 of 22 are" in told
 
 
 def test_contradicting_answers_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from optimsyn.data.figures.compare import compare
 from optimsyn.data.forms import form_of
 from optimsyn.data.language.segment import has_unspaced
 from optimsyn.data.records import Pair, Question
@@ -145,7 +146,10 @@ def contradicting(questions: Sequence[Question]) -> list[tuple[int, int]]:
 
 def _agree(first: Question, second: Question) -> bool:
     gold, other = ({normalized(text) for text in (each.answer, *each.answers)} for each in (first, second))
-    return normalized(first.answer) in other or normalized(second.answer) in gold
+    if normalized(first.answer) in other or normalized(second.answer) in gold:
+        return True
+    # "1.4524 billion dollars" is "$1,452.4 million".
+    return first.kind == "figure" and compare(first.answer, second.answer)
 
 
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:

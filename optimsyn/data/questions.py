@@ -138,6 +138,7 @@ def read_questions(
         return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
     if test is None:
         validation_questions, held_back = split_by_group(validation.questions, config.test_fraction, seed)
+        warnings += _far_from_wanted(len(held_back), len(validation.questions), config.test_fraction)
     else:
         validation_questions, held_back = validation.questions, test.questions
     apart = _Apart(config, validation, test, problems, losses, warnings)
@@ -307,6 +308,17 @@ def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:
         if key in seen and position not in contradict:
             warnings.append(f"{where}: the same validation question as {seen[key]}; it counts twice")
         seen.setdefault(key, where)
+
+
+def _far_from_wanted(held_back: int, total: int, fraction: float) -> list[str]:
+    """A sentence where whole groups are so large that far more or fewer questions are held back than was asked for."""
+    if 2 / 3 <= held_back / (total * fraction) <= 3 / 2:
+        return []
+    return [
+        f"questions.test_fraction: {fraction:.0%} of the questions were to be test questions, and {held_back} of "
+        f"{total} are, since questions of one group, or else of one document, stay together; give the rows a finer "
+        "`group`, or name questions of their own under questions.test"
+    ]
 
 
 def _contradictions(*readings: _Reading) -> list[str]:

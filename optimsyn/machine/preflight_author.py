@@ -24,6 +24,11 @@ def check_author(recipe: Recipe, preflight: Preflight) -> None:
     """Adds the problems and warnings of a recipe's author; none where no author works."""
     config = recipe.author
     preflight.warnings += _idle_lessons(recipe)
+    prompt = recipe.optimizers.prompt
+    if prompt.program == "author" and not prompt.enabled:
+        preflight.warnings.append(
+            "optimizers.prompt.program: author has no effect while optimizers.prompt.enabled is false"
+        )
     if config.enabled and recipe.synthesis.arms is not None and "author" not in recipe.synthesis.arms:
         preflight.warnings.append(
             "author.enabled is true, and synthesis.arms does not name author, so it makes no pairs; add the arm"
