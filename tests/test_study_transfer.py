@@ -95,7 +95,7 @@ def test_one_command_makes_a_table_of_two_targets_and_two_generators(tmp_path: P
     assert len(sold) == len(set(sold)) == 2 * 7 + 2 * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_of_two_targets_and_two_generators(tmp_path: Path) -> None:
     transfer = Transfer.open(write_transfer(tmp_path), tmp_path / "runs")
     folder = transfer.folder
