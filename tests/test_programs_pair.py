@@ -406,6 +406,28 @@ async def test_what_lacks_its_question_is_not_gone_on_with(form: QuestionForm, t
     assert len(model.calls) == 1
 
 
+@pytest.mark.parametrize("structured", [True, False])
+async def test_a_writer_that_answers_beside_the_options_is_held_to_them(structured: bool) -> None:
+    def reply(call: Call) -> str:
+        if call.prompt.endswith("Answer:"):
+            return '"false"'
+        return " A is c." if call.prompt.endswith("Reason:") else "Quote: a\nQuestion: A is b.\nAnswer: b\nReason: No."
+
+    model = Scripted(reply, writer=True, chat=False, structured=structured)
+    writing = PairWriter(model, TaskShape.only("x", TrueFalse())).awrite(passage(), RUBRIC, seed=1, variant="x")
+    if not structured:
+        with pytest.raises(ReplyError, match="the answer 'b' is none of true, false"):
+            await writing
+        assert len(model.calls) == 1
+        return
+    pair = await writing
+    assert (pair.question, pair.answer, pair.details) == ("A is b.", "false", {"reason": "A is c."})
+    first, second, third = model.calls
+    assert second.prompt == f"{first.prompt}Quote: a\nQuestion: A is b.\nAnswer:"
+    assert (first.schema, second.schema, third.schema) == (None, {"enum": ["true", "false"]}, None)
+    assert third.prompt == f"{second.prompt} false\nReason:"
+
+
 async def test_going_on_ends() -> None:
     model = Scripted(
         lambda call: "" if call.prompt.endswith("Answer:") else "Quote: a\nQuestion: What is b?",

@@ -11,6 +11,7 @@ from optimsyn.data.forms import Content, recorded
 from optimsyn.data.forms.unshown import Unshown
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.data.text import as_written
+from optimsyn.llm.reading.asking import Beginning
 from optimsyn.llm.replies import Reply
 from optimsyn.programs.messages import Message
 from optimsyn.programs.pair_reader import read_pair, unfinished
@@ -113,7 +114,7 @@ class PairWriter(dspy.Module):
             quote = as_written(reply_fields["quote"], passage.text)
             return {"quote": quote, "content": form.content(reply_fields, seed)}
 
-        def going_on(text: str) -> str | None:
+        def going_on(text: str) -> Beginning | None:
             return unfinished(text, form) if manner == "writer" else None
 
         schema = None if manner == "writer" else ("pair", open_schema(form, seed))

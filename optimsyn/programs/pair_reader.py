@@ -10,6 +10,7 @@ from typing import Any
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.forms import Key, QuestionForm
 from optimsyn.data.forms.multiple_choice import MultipleChoice
+from optimsyn.llm.reading.asking import Beginning
 from optimsyn.llm.reading.plain_text import beginning, item_lines, many_lines, one_line
 from optimsyn.llm.reading.unusable import sounds_refused, was_cut
 from optimsyn.llm.reading.values import objects_in, read
@@ -67,11 +68,11 @@ def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[st
     raise first or ReplyError(f"no {_WHAT} in the reply, which begins {beginning(text)}")
 
 
-def unfinished(text: str, form: QuestionForm) -> str | None:
-    """The writer's reply up to the label that comes next, where a line is missing.
+def unfinished(text: str, form: QuestionForm) -> Beginning | None:
+    """The writer's reply up to the label that comes next, where a line is missing or says none of its options.
 
-    A small model may end a reply after `Answer: true` though the form asks for a reason, or answer before it has
-    reasoned; given the label, it goes on.
+    A small model may end a reply after `Answer: true` though the form asks for a reason, answer before it has
+    reasoned, or answer a statement with a fact; given the label, it goes on.
 
     Args:
         text: A reply with labels.
@@ -86,9 +87,14 @@ def unfinished(text: str, form: QuestionForm) -> str | None:
         found = form.mended(dict(values))
     except ReplyError:
         return None
-    keys = [key.name for key in in_order(form) if key.needed]
-    missing = next((number for number, name in enumerate(keys) if not found.get(name)), None)
-    if missing is None or "question" not in keys[:missing] or keys[missing] in values:
+    needed = [key for key in in_order(form) if key.needed]
+    keys = [key.name for key in needed]
+    missing = next((number for number, key in enumerate(needed) if not _stands(found.get(key.name), key)), None)
+    if missing is None or "question" not in keys[:missing]:
+        return None
+    # A value that stands there is replaced only by an option.
+    options = needed[missing].options if keys[missing] in values else ()
+    if keys[missing] in values and not options:
         return None
     # Wrong options stand in one line, which has no label of their own.
     if isinstance(form, MultipleChoice) and keys[missing] != "answer":
@@ -100,7 +106,17 @@ def unfinished(text: str, form: QuestionForm) -> str | None:
         if match and match["label"].casefold() in after:
             kept = kept[:number]
             break
-    return "\n".join([*kept, f"{label_of_key(keys[missing])}:"])
+    return Beginning("\n".join([*kept, f"{label_of_key(keys[missing])}:"]), options)
+
+
+def _stands(value: str | None, key: Key) -> bool:
+    """Whether a key has a value, one of its options where it has some."""
+    if not value or not key.options:
+        return bool(value)
+    try:
+        return bool(_option(key, value))
+    except ReplyError:
+        return False
 
 
 def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], int]:

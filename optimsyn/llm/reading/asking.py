@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.base.errors import Outcome, ReplyError, ServiceError
@@ -30,12 +31,25 @@ _CURES = {
 _GOES_ON = 4
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The beginning of a reply, from which a model that continues its prompt is to go on.
+
+    Attributes:
+        text: The beginning, up to a label.
+        options: The texts of which one is to follow, where a server can hold a model to them; empty: any text.
+    """
+
+    text: str
+    options: tuple[str, ...] = ()
+
+
 async def hear(
     model: LanguageModel,
     call: Call,
     read: Callable[[Reply, int | None], T],
     role: str,
-    unfinished: Callable[[str], str | None] = lambda _: None,
+    unfinished: Callable[[str], Beginning | None] = lambda _: None,
 ) -> tuple[T, Reply]:
     """Asks a model, and once more with a larger cap when the reply was cut before its value was complete.
 
@@ -44,8 +58,8 @@ async def hear(
         call: The call.
         read: Parses a reply, given the cap on its tokens; raises ReplyError.
         role: The model's role: `generator`, `rubric`, `policy` or `reflection`.
-        unfinished: From the text of a reply that ended too early to the text from which a model that continues its
-            prompt is to go on; None where it cannot.
+        unfinished: From the text of a reply with a gap to its beginning, from which a model that continues its prompt
+            is to go on; None where it cannot.
 
     Raises:
         ReplyError: The reply holds no value; the outcome says why.
@@ -59,11 +73,13 @@ async def hear(
     try:
         for _ in range(_GOES_ON):
             more = None if was_cut(reply) else unfinished(reply.text)
-            if more is None:
+            if more is None or (more.options and not model.structured):
                 break
-            last, begun = replace(call, messages=({"role": "user", "content": call.prompt + more},)), more
+            schema = {"enum": list(more.options)} if more.options else None
+            prompt = {"role": "user", "content": call.prompt + more.text}
+            last, begun = replace(call, messages=(prompt,), schema=schema), more.text
             keys.append(model.key(last))
-            reply = _joined(begun, await model.complete(last))
+            reply = _joined(begun, await model.complete(last), plain=schema is None)
         try:
             value = read(reply, tokens)
         except ReplyError as error:
@@ -89,8 +105,16 @@ async def hear(
     return value, reply
 
 
-def _joined(begun: str, reply: Reply) -> Reply:
-    return reply.model_copy(update={"text": begun + reply.text}) if begun else reply
+def _joined(begun: str, reply: Reply, *, plain: bool = True) -> Reply:
+    """The reply after its beginning; one that a schema held to its options is their JSON."""
+    text = reply.text
+    if not plain:
+        try:
+            text = f" {json.loads(text)}\n"
+        except ValueError:
+            # It was cut, and `read` says so.
+            plain = True
+    return reply.model_copy(update={"text": begun + text}) if begun else reply
 
 
 def field_of(role: str) -> str:

@@ -19,6 +19,7 @@ from optimsyn.programs.messages import Message, Schema
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Call, LanguageModel
+    from optimsyn.llm.reading.asking import Beginning
     from optimsyn.llm.replies import Reply
 
 
@@ -39,7 +40,7 @@ class PromptAdapter(dspy.Adapter):
         messages: Callable[[str, dict[str, Any]], Sequence[Message]],
         read: Callable[[Reply, int | None], Any],
         role: str,
-        unfinished: Callable[[str], str | None] = lambda _: None,
+        unfinished: Callable[[str], Beginning | None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._messages = messages
