@@ -62,6 +62,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("choices_well_formed", {**CHOICES, "answer_index": None}),
     ("choices_well_formed", {**CHOICES, "choices": ("1904", "1931", "all of these")}),
     ("choices_well_formed", {"choices": ("1931",), "answer_index": 0}),
+    ("statement_well_formed", {**VERDICT, "question": "Where did the library of Harlow move in 1931?"}),
+    ("statement_well_formed", {**VERDICT, "question": "True or false? Did the library move in 1931?"}),
     ("reason_well_formed", {**VERDICT, "details": {}}),
     ("reason_well_formed", {**VERDICT, "details": {"reason": "It is true."}}),
     ("reason_well_formed", {**VERDICT, "details": {"reason": "The library moved in 1931. It lends books."}}),
@@ -100,6 +102,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 ]
 GOOD: list[dict[str, Any]] = [
     VERDICT,
+    {**VERDICT, "question": f"True or false? {VERDICT['question']}"},
     {**VERDICT, "details": {"reason": "In 1931, it moved to a larger building beside the canal."}},
     {
         **VERDICT,

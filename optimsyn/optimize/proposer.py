@@ -47,6 +47,7 @@ CURES = {
     "whole_answer": "Give a whole answer that is not cut off.",
     "stands_alone": "Name the subject, so that the question can be answered without the text.",
     "choices_well_formed": "The choices must be distinct, alike in form, and only one of them right.",
+    "statement_well_formed": "Write a statement, not a question.",
     "reason_well_formed": "The reason must be one short sentence that says more than the statement.",
     "reason_grounded": "The reason must be a fact of the text, in its own words.",
     "figure_well_formed": "The answer must be one figure with its unit and nothing else.",

@@ -15,6 +15,7 @@ from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import written
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
 from optimsyn.data.language.grounding import Source, strange_share
+from optimsyn.data.language.whole import QUESTION_MARK
 from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import STOP_WORDS, stem, word_count, words_of
 
@@ -39,6 +40,11 @@ _STATEMENTS = {
         "It builds its nest from pellets of mud.",
     ),
 }
+
+
+def check_statement_well_formed(pair: Pair, context: Looked) -> str | None:
+    """What is called true or false is a statement, no question."""
+    return "it is a question, no statement" if QUESTION_MARK.search(_OPENING.sub("", pair.question)) else None
 
 
 def check_reason_well_formed(pair: Pair, context: Looked) -> str | None:
@@ -93,6 +99,7 @@ class TrueFalse(QuestionForm):
     decodes: ClassVar[bool] = False
     free_length: ClassVar[bool] = False
     checks: ClassVar[Mapping[str, FormCheck]] = {
+        "statement_well_formed": check_statement_well_formed,
         "reason_well_formed": check_reason_well_formed,
         "reason_grounded": check_reason_grounded,
     }
