@@ -12,8 +12,9 @@ from influence_helpers import byte_tokenizer, modules_of, tiny
 from peft import LoraConfig
 from trl import GRPOConfig
 
+from optimsyn.llm.local.group_sampling import Candidates, sample_group
 from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
-from optimsyn.optimize.shared_prompt import Candidates, SharedPromptTrainer
+from optimsyn.optimize.shared_prompt import SharedPromptTrainer
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
 
@@ -96,6 +97,26 @@ def test_samples_are_those_of_trl(kind: str, tmp_path: Path) -> None:
         found.append(trainer._generate_single_turn(prompts, None, {}, 2)[0])
     assert found[0] == found[1]
     assert len({tuple(row) for row in found[0]}) > 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_a_group_that_shares_its_prompt_is_sampled_as_row_by_row(kind: str, tmp_path: Path) -> None:
+    model = trainer_of(kind, tmp_path).model.eval()
+    prompt = [0, *range(10, 35)]
+    torch.manual_seed(4)
+    shared = sample_group(model, prompt, 5, temperature=0.9, max_tokens=12, pad=1)
+    torch.manual_seed(4)
+    ids = torch.tensor([prompt] * 5)
+    for _ in range(len(shared[0])):
+        # Without a cache and without generate; a row that has ended only pads.
+        scores = Candidates(TOP_K, TOP_P, MIN_P, 0.9)(ids, model(ids).logits[:, -1])
+        ids = torch.cat([ids, torch.multinomial(scores.softmax(-1), 1)], dim=1)
+    ends = model.generation_config.eos_token_id
+    for row, reference in zip(shared, ids[:, len(prompt) :].tolist(), strict=True):
+        length = row.index(ends) + 1 if ends in row else len(row)
+        assert row[:length] == reference[:length]
+        assert set(row[length:]) <= {1}
+    assert len({tuple(row) for row in shared}) > 3
 
 
 def test_candidates_are_those_that_the_policy_is_later_sampled_from() -> None:

@@ -187,31 +187,24 @@ class PolicyTask:
 
     def sample(self, model: Any, tokenizer: Any, row: dict[str, Any], count: int | None = None) -> list[Sampled]:
         """`group_size` rubrics, or `count`, for a row, sampled as when the policy is used; seed torch beforehand."""
-        import torch
-
-        from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
+        from optimsyn.llm.local.group_sampling import sample_group
 
         prompt = self.prompt_ids(tokenizer, row)
-        ids = torch.tensor([prompt] * (count or self.config.group_size), device=model.device)
         training = model.training
         model.eval()
-        with torch.no_grad():
-            written = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=self.config.temperature,
-                top_k=TOP_K,
-                top_p=TOP_P,
-                min_p=MIN_P,
-                max_new_tokens=self.config.max_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        written = sample_group(
+            model,
+            prompt,
+            count or self.config.group_size,
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens,
+            pad=tokenizer.pad_token_id,
+        )
         model.train(training)
         declared = model.generation_config.eos_token_id
         ends = {declared} if isinstance(declared, int) else set(declared or ())
         samples = []
-        for completion in written[:, len(prompt) :].tolist():
+        for completion in written:
             end = next((place for place, token in enumerate(completion) if token in ends), None)
             tokens = completion if end is None else completion[: end + 1]
             text = tokenizer.decode(tokens, skip_special_tokens=True)

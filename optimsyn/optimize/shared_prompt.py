@@ -22,17 +22,16 @@ import torch
 from torch import nn
 from transformers import (
     DynamicCache,
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from optimsyn.base.meter import Meter
 from optimsyn.llm.local.generation import prompt_ids
+from optimsyn.llm.local.group_sampling import Candidates, caches_keys_and_values
 from optimsyn.llm.local.turns import others_turn, turn
 from optimsyn.recipe.sections.models import NO_THINKING
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
@@ -43,33 +42,6 @@ MOST_ROWS = 32
 """Rubrics sampled in one batch; the pairs of one batch are written while the next one is sampled."""
 # Configurations with special scaling of logits, which TRL handles.
 _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
-
-
-class Candidates(LogitsProcessor):
-    """Cuts a whole batch's candidates as `optimsyn.llm.local.sampling.truncated` does, then applies temperature.
-
-    Args:
-        top_k: Most candidates.
-        top_p: Keep the fewest candidates whose probabilities sum to at least this.
-        min_p: Drop candidates less likely than this share of the most likely one.
-        temperature: Sampling temperature.
-    """
-
-    def __init__(self, top_k: int, top_p: float, min_p: float, temperature: float) -> None:
-        self.top_k = top_k
-        self.top_p = top_p
-        self.min_p = min_p
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [B, vocabulary], minus infinity except at candidates."""
-        values, places = scores.float().topk(min(self.top_k, scores.shape[-1]), dim=-1)
-        probabilities = values.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        keep = (before < self.top_p) & (probabilities >= self.min_p * probabilities[:, :1])
-        keep[:, 0] = True
-        values = (values / self.temperature).masked_fill(~keep, float("-inf"))
-        return torch.full_like(scores, float("-inf"), dtype=values.dtype).scatter(-1, places, values)
 
 
 class FinishedRows(StoppingCriteria):
@@ -117,7 +89,6 @@ class SharedPromptTrainer(GRPOTrainer):
         """Whether this model and this machine support shared prompts."""
         config = self._causal.config.get_text_config()
         head = self._causal.get_output_embeddings()
-        cache = DynamicCache(config=self._causal.config)
         return (
             self.accelerator.device.type == "cpu"
             and self.accelerator.num_processes == 1
@@ -129,8 +100,7 @@ class SharedPromptTrainer(GRPOTrainer):
             and type(head) is nn.Linear
             and not head.weight.requires_grad
             and all(getattr(config, name, None) is None for name in _SCALES)
-            # State-space and hybrid layers cache other things than keys and values.
-            and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+            and caches_keys_and_values(self._causal)
         )
 
     def _run_prompts(self, ids: torch.Tensor, mask: torch.Tensor, place: torch.Tensor) -> tuple[Any, Any]:
