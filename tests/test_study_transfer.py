@@ -240,6 +240,11 @@ def test_the_interval_over_seeds_is_that_of_a_study(tmp_path: Path) -> None:
             "did you mean `small`",
         ),
         (
+            {"transfer": {"targets": {"small": None, "b": "x/y"}, "generators": {"c": None}, "scored_by": "al"}},
+            "there is no target 'al'; did you mean `all`",
+        ),
+        ({"size": "tinny"}, "did you mean `tiny`"),
+        (
             {"transfer": {"targets": {"a": None, "b": {"lora": {"rr": 4}}}, "generators": {"c": None}}},
             "transfer.targets.b.lora.rr: unknown field; did you mean `transfer.targets.b.lora.r`?",
         ),

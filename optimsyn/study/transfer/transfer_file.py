@@ -53,12 +53,17 @@ class TransferModels(Section):
             raise ValueError(f"{wrong[0]!r} is no name of a model here; use letters, digits, _ and -")
         return models
 
+    @field_validator("scored_by", mode="before")
+    @classmethod
+    def _one_scorer(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) and raw != "all" else raw
+
     @model_validator(mode="after")
     def _known_scorers(self) -> TransferModels:
         names = [] if self.scored_by == "all" else list(self.scored_by)
         for name in names:
             if name not in self.targets:
-                hint = did_you_mean(name, self.targets, f"targets has {', '.join(self.targets)}")
+                hint = did_you_mean(name, (*self.targets, "all"), f"targets has {', '.join(self.targets)}")
                 raise ValueError(f"scored_by: there is no target {name!r}; {hint}")
         if len(set(names)) < len(names):
             raise ValueError(f"scored_by: {next(name for name in names if names.count(name) > 1)} is named twice")
