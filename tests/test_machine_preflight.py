@@ -112,6 +112,8 @@ def test_missing_files(tmp_path: Path) -> None:
     for deep in (True, False):
         assert "documents.source:" in problems(recipe, deep=deep)
         assert "Did you mean" in problems(recipe, deep=deep)
+    (tmp_path / "questions.jsonl").write_text("\n")
+    assert "questions.validation: questions.jsonl: there are no rows in it" in problems(recipe_of(tmp_path))
 
 
 def test_open_book_questions_about_unknown_documents(tmp_path: Path) -> None:
