@@ -44,7 +44,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, cutoff: flo
 
 
 def nearest_value(value: object, known: Iterable[str]) -> str:
-    """For a value that is none of a fixed set: `; did you mean ...?`, to append to a message that lists them, or nothing.
+    """For a value that is none of a fixed set: `; did you mean ...?`, to append to a message, or nothing.
 
     Example:
         >>> nearest_value("randm", ("influence", "random"))
