@@ -107,6 +107,10 @@ def checked(
     from optimsyn.runs.folder import Run
 
     preflight = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    blocked = next((place for place in (root, *root.parents) if place.exists() and not place.is_dir()), None)
+    if blocked is not None:
+        preflight.problems.append(f"{blocked}: is a file, so no run folder can be made in it; give another --root")
+        return preflight
     preflight.time = expected_time(recipe, root)
     preflight.disk = disk_need(
         recipe, Run.folder_of(recipe, root), weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes)

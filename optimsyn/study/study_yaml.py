@@ -97,7 +97,7 @@ def as_far_as_read(
     problems = [said(item) for item in wrong]
     left = {field: dict(value) if isinstance(value, dict) else value for field, value in raw.items()}
     for item in wrong:
-        field, *inner = item["loc"] or ("",)
+        field, inner = "".join(map(str, item["loc"][:1])), item["loc"][1:]
         section = left.get(field)
         if inner and field in ("recipes", TRANSFER) and isinstance(section, dict):
             section.pop(inner[0], None)

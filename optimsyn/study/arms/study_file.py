@@ -214,7 +214,7 @@ class _Readable(StudyFile):
     contrasts: tuple[tuple[str, str], ...] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> StudyFile:
+    def _consistent(self) -> _Readable:
         return self
 
 
@@ -225,7 +225,8 @@ def read_study_file(path: str | Path) -> tuple[StudyFile, list[str]]:
         RecipeError: It is missing, is not YAML, or holds a key.
     """
     file = Path(path)
-    study, problems, unknown = as_far_as_read(StudyFile, _Readable, read_study(file), str(file), _explained)
+    rest: type[StudyFile] = _Readable
+    study, problems, unknown = as_far_as_read(StudyFile, rest, read_study(file), str(file), _explained)
     if unknown:
         problems += study.design_problems(unknown)
     if problems:

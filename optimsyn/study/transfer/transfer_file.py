@@ -150,7 +150,7 @@ class _ReadableModels(TransferModels):
     generators: Models = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _known_scorers(self) -> TransferModels:
+    def _known_scorers(self) -> _ReadableModels:
         return self
 
 
@@ -169,9 +169,12 @@ def read_transfer_file(path: str | Path) -> tuple[TransferFile, list[str]]:
         RecipeError: It is missing, is not YAML, or holds a key.
     """
     file = Path(path)
-    transfer, problems, _ = as_far_as_read(
-        TransferFile, _Readable, read_study(file), str(file), lambda item: explain(item, TransferFile)
-    )
+    rest: type[TransferFile] = _Readable
+
+    def said(item: Any) -> str:
+        return explain(item, TransferFile)
+
+    transfer, problems, _ = as_far_as_read(TransferFile, rest, read_study(file), str(file), said)
     return transfer.with_paths_from(file.resolve().parent), problems
 
 
