@@ -254,8 +254,9 @@ def study(  # noqa: PLR0913 - options of a command
         raise typer.BadParameter("--status and --page-only exclude each other")
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
-    opened, code = open_study(study_file, root), 0
-    console = make_console()
+    console, code = make_console(), 0
+    with console.status("Reading the study …") as reading:
+        opened = open_study(study_file, root, None if page_only else reading.update)
     if status:
         shown = opened.status(jobs, console)
         JSON_OUTPUT.deliver(lambda: shown)
@@ -362,10 +363,12 @@ def new(
     target = path if path is not None else Path(f"{source.stem}.yaml")
     if target.exists():
         raise OptimsynError(f"{target}: exists already; give another file name")
+    missing = not target.parent.is_dir()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     JSON_OUTPUT.deliver(lambda: _results().NewResult(path=str(target)))
-    typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
+    made = f" (in the new folder {target.parent})" if missing else ""
+    typer.echo(f"{target}{made}: change documents, questions and models, then `optimsyn validate {target}`")
 
 
 @app.command()

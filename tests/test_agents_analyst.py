@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -207,12 +209,51 @@ def test_what_cannot_plan_is_refused_by_name(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(RecipeError, match=said) as caught:
             analyse("Look", root=tmp_path, model={"name": "openai/x", **fields}, allow_hosted=True)
         assert "Zk3v" not in str(caught.value)
-    with pytest.raises(DataError, match="there is no such notebook"):
-        go_on(tmp_path / "none.ipynb")
-    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "other.ipynb")
-    with pytest.raises(DataError, match="is no notebook of an analyst"):
-        go_on(tmp_path / "other.ipynb")
     assert not list(tmp_path.glob("*.kept"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"there is no such notebook; `optimsyn agent GOAL` writes one.* Did you mean .*mine\.ipynb\?$"),
+        ('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', "is no notebook of an analyst; `optims"),
+        ("name: mine", "cannot be read as a notebook, which is JSON .*; `optimsyn agent GOAL` writes one"),
+        ('{"name": "mine"}', "has no list of cells; `optimsyn agent GOAL` writes one"),
+    ],
+)
+def test_what_is_no_notebook_of_an_analyst_is_told_by_name(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "min.ipynb"
+    if content is None:
+        (tmp_path / "mine.ipynb").touch()
+    else:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"^{path}: .*{said}"):
+        go_on(path)
+    with pytest.raises(DataError, match="is a folder; name the analyst's notebook"):
+        go_on(tmp_path)
+
+
+def test_wrong_options_are_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    tries = [
+        ["--continue", "none.ipynb"],
+        ["Look", "--recipe", "quikstart"],
+        ["Look", "--model", "openai/gpt-6-luna", "--allow-hosted"],
+        ["Look", "--budget", "-1"],
+        ["Look", "--root", "nowhere"],
+    ]
+    code = (
+        "import sys\nfrom optimsyn.cli import main\n"
+        f"for words in {tries!r}:\n"
+        "    sys.argv = ['optimsyn', 'agent', *words]\n"
+        "    try:\n        main()\n    except SystemExit as ended:\n        print('ENDED', ended.code)\n"
+        "print(*{'torch', 'transformers', 'dspy', 'litellm', 'nbformat', 'nbclient'} & {*sys.modules}, 'LOADED')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert done.stdout.splitlines() == ["ENDED 1", "ENDED 2", "ENDED 1", "ENDED 2", "ENDED 2", "LOADED"]
+    assert "did you mean `quickstart`?" in done.stderr and "OPENAI_API_KEY" in done.stderr
 
 
 def test_nothing_is_written_before_the_checks_have_passed(

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimsyn.base.suggestions import alike, did_you_mean, file_beside, nearest
+from optimsyn.base.suggestions import alike, did_you_mean, file_beside, nearest, nearest_value
 
 _STAGES = ("prepare", "warm_up", "candidates", "synthesize", "evaluate")
 
@@ -22,6 +22,11 @@ def test_one_letter_left_out_or_doubled_is_found(name: str, data: st.DataObject)
     place = data.draw(st.integers(0, len(name) - 1))
     assert nearest(name[:place] + name[place + 1 :], _STAGES) == name
     assert did_you_mean(name[:place] + name[place] + name[place:], _STAGES, "none") == f"did you mean `{name}`?"
+
+
+def test_only_text_is_taken_for_a_value_of_a_set() -> None:
+    assert nearest_value("polcy", ("static", "policy")) == "; did you mean `policy`?"
+    assert nearest_value("zzz", ("static", "policy")) == nearest_value(4, ("4bit", "8bit")) == ""
 
 
 def test_a_file_beside_is_named_with_its_folder(tmp_path: Path) -> None:

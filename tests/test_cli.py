@@ -107,11 +107,13 @@ def test_a_folder_in_place_of_a_recipe_is_told(tmp_path: Path) -> None:
 
 
 def test_new_copies_a_recipe_once(tmp_path: Path) -> None:
-    assert optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path).returncode == 0
-    assert "name: quickstart" in (tmp_path / "mine.yaml").read_text()
-    again = optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path)
+    made = optimsyn("new", "quickstart", "my/own/mine.yaml", cwd=tmp_path)
+    assert made.returncode == 0
+    assert made.stdout.startswith("my/own/mine.yaml (in the new folder my/own): change documents")
+    assert "name: quickstart" in (tmp_path / "my" / "own" / "mine.yaml").read_text()
+    again = optimsyn("new", "quickstart", "my/own/mine.yaml", cwd=tmp_path)
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "exists already" in again.stderr and "new folder" not in again.stdout
 
 
 def test_secrets_stay_out_of_messages(tmp_path: Path) -> None:

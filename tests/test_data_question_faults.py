@@ -10,7 +10,7 @@ import pytest
 from data_helpers import recipe_of, text_of, write_lines
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.documents import read_documents
+from optimsyn.data.documents import load_document_set, read_documents
 from optimsyn.data.duplicates import contradicting
 from optimsyn.data.files.rows import shortened
 from optimsyn.data.missing_documents import Names
@@ -75,6 +75,14 @@ def test_both_files_are_told_of_at_once(tmp_path: Path) -> None:
     unreadable = Questions(validation=Source(path=str(tmp_path / "x.csv")), test=Source(path=str(tmp_path / "y.json")))
     with pytest.raises(DataError, match=r"(?s)x\.csv.*\n.*y\.json:1: not valid JSON"):
         read_questions(unreadable, None, 0)
+    (tmp_path / "empty.jsonl").touch()
+    empty = Source(path=str(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError) as nothing:
+        read_questions(Questions(validation=empty, test=empty), None, 0)
+    said = "empty.jsonl: there are no rows in it; name a file or dataset that has some"
+    assert str(nothing.value).splitlines() == [f"questions.validation: {said}", f"questions.test: {said}"]
+    with pytest.raises(DataError, match=f"^documents.source: {said}"):
+        load_document_set(Documents(source=empty))
     with pytest.raises(DataError, match=r"(?s)y\.json:1: not valid JSON.*\n.*v\.jsonl:2: question has no answer"):
         read_questions(
             Questions(validation=Source(path=str(validation)), test=Source(path=str(tmp_path / "y.json"))), [], 0

@@ -30,7 +30,7 @@ from optimsyn.machine.availability import (
 )
 from optimsyn.machine.hub_lookup import cached_folder
 from optimsyn.machine.memory import BYTES_A_WEIGHT, chosen_dtype, largest_model
-from optimsyn.machine.preflight import price_problems, validate
+from optimsyn.machine.preflight import checked, price_problems, validate
 from optimsyn.machine.weights import parameters_in, tensor_shapes
 from optimsyn.recipe.recipe import ModelSpec, Recipe, TargetSpec
 
@@ -112,6 +112,10 @@ def test_missing_files(tmp_path: Path) -> None:
     for deep in (True, False):
         assert "documents.source:" in problems(recipe, deep=deep)
         assert "Did you mean" in problems(recipe, deep=deep)
+    found = checked(recipe_of(tmp_path), tmp_path / "questions.jsonl" / "runs")
+    assert [problem for problem in found.problems if "questions.jsonl: is a file, so no run folder" in problem]
+    (tmp_path / "questions.jsonl").write_text("\n")
+    assert "questions.validation: questions.jsonl: there are no rows in it" in problems(recipe_of(tmp_path))
 
 
 def test_open_book_questions_about_unknown_documents(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_relative_paths_are_meant_from_the_working_directory(tmp_path: Path, mon
         ({"warm_up": {"steps": 3, "checkpoints": 4}}, "warm_up.checkpoints is larger than warm_up.steps"),
         ({"warm_up": {"steps": None, "checkpoints": 4}}, "larger than the 3 looks of the shortest warm-up"),
         ({"warm_up.checkpoints": 99}, "warm_up.checkpoints is larger"),
+        ({"optimizers.prompt.program": "autor"}, r"'rubric' or 'author' \(got 'autor'\); did you mean `author`\?$"),
+        ({"synthesis.arms": ["statc"]}, "did you mean `static`"),
+        ({"reward": {"source": "randm"}}, "did you mean `random`"),
+        ({"optimizers.policy.enabled": "flase"}, "did you mean `false`"),
+        ({"models.rubric.device": "coda"}, "did you mean `cuda`"),
+        ({"synthesis.dataset": "xyz"}, r"\(got 'xyz'\)$"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -301,6 +307,12 @@ def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
             ["warm_up={step: 3}", "a.b=1"],
             "--set 'warm_up={step: 3}': warm_up.step: unknown field; did you mean `warm_up.steps`?\n"
             "--set a.b=1: unknown field; known here: ",
+        ),
+        (
+            ["synthesis.pair=3", "models.reflection.nme=x", "reward.source=randm"],
+            "--set synthesis.pair=3: unknown field; did you mean `synthesis.pairs`?\n"
+            "--set models.reflection.nme=x: unknown field; did you mean `models.reflection.name`?\n"
+            "--set reward.source=randm:\n  reward.source: Input should be 'influence'",
         ),
         (
             ["warm_up.steps=3", "warm_up.checkpoints=4"],

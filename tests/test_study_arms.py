@@ -22,6 +22,7 @@ from study_helpers import FAKE_CELL, fake_command, write_study
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.batch import engines as batch_engines
 from optimsyn.batch.plan import BatchLimits
+from optimsyn.machine.preflight_result import Preflight
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.reward import Reward
 from optimsyn.study.arms.forecast import pilot_power
@@ -209,7 +210,7 @@ def test_a_recipe_and_a_study_are_told_apart(tmp_path: Path) -> None:
         ({"set": {"synthesis.pair": 3}}, ["did you mean `synthesis.pairs`"]),
         (
             {"controls": {"influence": None, "odd": {"reward.invalid_penalt": 1}}},
-            ["toy.yaml:\n  recipes.law: controls.odd: ", "reward.invalid_penalty"],
+            ["toy.yaml:\n  recipes.law, recipes.music: controls.odd: ", "reward.invalid_penalty"],
         ),
         ({"metric": "los"}, ["metric"]),
         ({"seeds": [1, 1]}, ["seeds: 1 is named twice"]),
@@ -224,6 +225,38 @@ def test_a_wrong_study_is_refused_before_anything_runs(
     for word in words:
         assert word in str(refused.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_all_faults_of_a_study_and_its_recipes_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimsyn.machine.preflight.checked", lambda recipe, root, ask: Preflight([f"{recipe.seed}!"]))
+    changes: dict[str, Any] = {
+        "recipes": {"law": "quickstart", "music": "musc", "odd": {"recipee": "x"}},
+        "arms": ["static", "polcy"],
+        "contrasts": [["policy", "static"], ["statc", "static"]],
+        "metric": "los",
+        "pilot": "nowhere",
+        "set": {"reward.invalid_penalty": 0.2},
+        "controls": ["influence", "random"],
+    }
+    with pytest.raises(RecipeError) as refused:
+        open_study(write_study(tmp_path, **changes), tmp_path / "runs", lambda text: None)
+    first, *lines = str(refused.value).splitlines()
+    assert first.endswith("toy.yaml:")
+    expected = (
+        "recipes.odd.recipe: required",
+        "recipes.odd.recipee: unknown field; did you mean `recipe`?",
+        "metric: Input should be",
+        "arms: there is no variant 'polcy'; did you mean `policy`?",
+        "contrasts.1: there is no arm 'statc'; did you mean `static`?",
+        "recipes.music: recipe: musc: there is no such recipe",
+        "pilot: ",
+        "recipes.law: 0!",
+    )
+    for line, words in zip(lines, expected, strict=True):
+        assert line.strip().startswith(words)
+    with pytest.raises(RecipeError) as only_read:
+        open_study(tmp_path / "toy.yaml", tmp_path / "runs")
+    assert str(only_read.value).splitlines() == [first, *lines[:6]]
 
 
 def test_controls_are_words_or_recipe_fields_and_arms_may_meet_across_them(tmp_path: Path) -> None:

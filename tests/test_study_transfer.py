@@ -240,6 +240,11 @@ def test_the_interval_over_seeds_is_that_of_a_study(tmp_path: Path) -> None:
             "did you mean `small`",
         ),
         (
+            {"transfer": {"targets": {"small": None, "b": "x/y"}, "generators": {"c": None}, "scored_by": "al"}},
+            "there is no target 'al'; did you mean `all`",
+        ),
+        ({"size": "tinny"}, "did you mean `tiny`"),
+        (
             {"transfer": {"targets": {"a": None, "b": {"lora": {"rr": 4}}}, "generators": {"c": None}}},
             "transfer.targets.b.lora.rr: unknown field; did you mean `transfer.targets.b.lora.r`?",
         ),
@@ -257,6 +262,21 @@ def test_what_a_transfer_refuses(tmp_path: Path, changes: dict[str, Any], said: 
     with pytest.raises(RecipeError) as caught:
         cells_of(TransferFile.load(path))
     assert said in str(caught.value)
+
+
+def test_all_faults_of_a_transfer_come_at_once(tmp_path: Path) -> None:
+    targets = {"small": None, "wide": {"lora": {"rr": 4}}, "same": {}}
+    models = {"targets": targets, "generators": {"plain": None}, "scored_by": ["smal", "wid"]}
+    path = write_transfer(tmp_path, transfer=models, sze="tiny", set={"reward.source": "randm"})
+    with pytest.raises(RecipeError) as refused:
+        Transfer.open(path, tmp_path / "runs")
+    for words in ("'smal'; did you mean `small`", "'wid'; did you mean `wide`", "`size`", "did you mean `random`"):
+        assert words in str(refused.value)
+    path = write_transfer(tmp_path, transfer={**models, "scored_by": ["smal"]}, arm="statics")
+    with pytest.raises(RecipeError) as refused:
+        Transfer.open(path, tmp_path / "runs")
+    for words in ("did you mean `small`", "lora.rr: unknown field", "small and same are the same", "`static`"):
+        assert words in str(refused.value)
 
 
 def test_a_target_that_cannot_be_asked_a_test_question_is_refused_by_name(tmp_path: Path) -> None:

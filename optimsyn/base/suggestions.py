@@ -43,6 +43,17 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, cutoff: flo
     return f"did you mean `{near}`?" if near is not None else otherwise
 
 
+def nearest_value(value: object, known: Iterable[str]) -> str:
+    """For a value that is none of a fixed set: `; did you mean ...?`, to append to a message, or nothing.
+
+    Example:
+        >>> nearest_value("randm", ("influence", "random"))
+        '; did you mean `random`?'
+    """
+    near = nearest(value, known) if isinstance(value, str) else None
+    return f"; did you mean `{near}`?" if near is not None else ""
+
+
 def file_beside(path: Path, pattern: str = "*") -> str:
     """For a missing file: ` Did you mean folder/name?`, to append to a sentence, or nothing.
 

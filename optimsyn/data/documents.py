@@ -9,7 +9,7 @@ from typing import Any
 from optimsyn.base.errors import DataError
 from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import HIDDEN, LEFT_BEHIND, Fault
-from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, shortened
+from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, shortened, under
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.text import encodable, normalized
@@ -75,7 +75,10 @@ def load_document_set(config: Documents) -> DocumentSet:
     Raises:
         DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
-    document_set = read_documents(config)
+    try:
+        document_set = read_documents(config)
+    except DataError as error:
+        raise under("documents.source", error) from None
     if document_set.problems:
         raise DataError(
             "\n".join([*shortened(document_set.problems), *([document_set.hint] if document_set.hint else [])])
@@ -138,9 +141,11 @@ def files_of(config: Documents) -> Path | None:
 def _nothing_left(source: Source, skipped: list[Loss]) -> str:
     name = source.path or source.hub
     if not skipped:
-        return f"{name}: holds no document with text"
+        return f"documents.source: {name}: holds no document with text; name a file, folder or dataset that does"
     count = "the only document" if len(skipped) == 1 else f"all {len(skipped)} documents"
-    return "\n  ".join([f"{name}: {count} would be skipped:", *shortened([loss.detail for loss in skipped])])
+    return "\n  ".join(
+        [f"documents.source: {name}: {count} would be skipped:", *shortened([loss.detail for loss in skipped])]
+    )
 
 
 def text_value(value: Any) -> str | None:

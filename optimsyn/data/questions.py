@@ -10,7 +10,7 @@ from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.duplicates import contradicting, overlap
 from optimsyn.data.files.file_tree import Fault
-from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
+from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened, under
 from optimsyn.data.forms import form_named, form_of
 from optimsyn.data.losses import Loss
 from optimsyn.data.missing_documents import note
@@ -207,7 +207,10 @@ class _Reader:
         """The questions of one source."""
         own, config = is_own_file(source), self.config
         torn: list[Fault] = []
-        rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
+        try:
+            rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
+        except DataError as error:
+            raise under(name, error) from None
         # Report faults outside the sample too: removing a row draws another sample.
         drawn = set(sampled(range(len(rows)), source.limit, self.seed))
         reading = _Reading([], [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.suggestions import nearest_value
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision
@@ -57,9 +58,10 @@ def refuse_unknown(field: str, value: object, allowed: Sequence[str]) -> None:
     """Refuses a value that an option does not have."""
     if value in allowed:
         return
+    hint = nearest_value(value, allowed)
     if len(allowed) == 2:
-        raise RecipeError(f"{field}: {value!r} is neither {allowed[0]} nor {allowed[1]}")
-    raise RecipeError(f"{field}: {value!r} is none of {', '.join(allowed)}")
+        raise RecipeError(f"{field}: {value!r} is neither {allowed[0]} nor {allowed[1]}{hint}")
+    raise RecipeError(f"{field}: {value!r} is none of {', '.join(allowed)}{hint}")
 
 
 def refuse_precision(precision: object) -> None:

@@ -12,7 +12,7 @@ from optimsyn.base.counting import plural
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.extensions import SCORERS, shadowed
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
-from optimsyn.data.files.rows import is_own_file, resolve, shortened
+from optimsyn.data.files.rows import is_own_file, resolve, shortened, under
 from optimsyn.data.questions import OTHER, QuestionSets, check_other_questions, check_questions, read_questions
 from optimsyn.data.records import Document
 from optimsyn.llm.hosted.capabilities import price_problem
@@ -107,6 +107,10 @@ def checked(
     from optimsyn.runs.folder import Run
 
     preflight = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    blocked = next((place for place in (root, *root.parents) if place.exists() and not place.is_dir()), None)
+    if blocked is not None:
+        preflight.problems.append(f"{blocked}: is a file, so no run folder can be made in it; give another --root")
+        return preflight
     preflight.time = expected_time(recipe, root)
     preflight.disk = disk_need(
         recipe, Run.folder_of(recipe, root), weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes)
@@ -225,8 +229,7 @@ def _read_documents(recipe: Recipe, preflight: Preflight) -> DocumentSet | None:
                 )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:
-        named = str(error).startswith("documents.")
-        preflight.problems.append(str(error) if named else f"documents.source: {error}")
+        preflight.problems.append(str(under("documents.source", error)))
         return None
     preflight.problems += shortened(documents.problems, "documents")
     preflight.warnings += [f"documents: {documents.hint}"] if documents.hint else []
@@ -395,7 +398,7 @@ def _reported(preflight: Preflight, field: str = "") -> Iterator[None]:
     except RecipeError as error:
         preflight.problems.append(str(error))
     except DataError as error:
-        preflight.problems.append(f"{field}: {error}")
+        preflight.problems.append(str(under(field, error) if field else error))
 
 
 def _add_models(models: Sequence[Availability], preflight: Preflight, here: bool) -> None:

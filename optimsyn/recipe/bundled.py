@@ -51,5 +51,5 @@ def find_recipe(name: str) -> Path:
         return recipes_folder() / f"{name}.yaml"
     if path.is_dir():
         raise RecipeError(f"{path}: is a folder; name the recipe file in it")
-    hint = did_you_mean(name, shipped, f"give a .yaml file or one of {', '.join(shipped)}")
+    hint = did_you_mean(path.name, shipped, f"give a .yaml file or one of {', '.join(shipped)}")
     raise RecipeError(f"{name}: there is no such recipe; {hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,24 @@ def changed(recipe: WholeT, changes: Mapping[str, Any] | Iterable[str], called: 
     problems = []
     # A section before its fields, and a plugin before its name, so that the order of changes does not matter.
     for name in sorted(changes, key=lambda name: (str(name).count("."), not str(name).endswith(".plugin"))):
+        trial = deepcopy(raw)
         try:
-            _set(type(recipe), raw, str(name), changes[name])
+            _set(type(recipe), trial, str(name), changes[name])
+            raw = trial
         except RecipeError as error:
             problem = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
             problems.append(f"{_named(changes, [str(name)], called)}: {problem}")
+    try:
+        found = type(recipe).model_validate(raw)
+    except ValidationError as error:
+        # How fields fit together is told once all of them are known.
+        wrong = [item for item in error.errors() if not problems or item["type"] != "value_error"]
+        if wrong:
+            about = _named(changes, _concerned(changes, wrong), called)
+            problems.append("\n  ".join([f"{about}:", *(explain(item, type(recipe)) for item in wrong)]))
     if problems:
         raise RecipeError("\n".join(problems))
-    try:
-        return type(recipe).model_validate(raw).with_paths_from(Path.cwd())
-    except ValidationError as error:
-        wrong = error.errors()
-        about = _named(changes, _concerned(changes, wrong), called)
-        raise RecipeError("\n  ".join([f"{about}:", *(explain(item, type(recipe)) for item in wrong)])) from None
+    return found.with_paths_from(Path.cwd())
 
 
 def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> str:

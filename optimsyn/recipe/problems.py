@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import types
 from datetime import date
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from optimsyn.base.suggestions import did_you_mean
+from optimsyn.base.suggestions import did_you_mean, nearest_value
 
 _CONTAINERS = {
     "tuple_type": "must be a list, in brackets: [one, another]",
@@ -41,7 +42,14 @@ def explain(item: Any, model: type[BaseModel]) -> str:
     value = item.get("input")
     if item["type"] == "value_error" or isinstance(value, dict | list):
         return f"{where}: {message}" if location else message
-    return f"{where}: {message} (got {value!r})"
+    return f"{where}: {message} (got {value!r}){nearest_value(value, _values(item))}"
+
+
+def _values(item: Any) -> list[str]:
+    """All values of a field that has a fixed set of them; nothing for any other field."""
+    if item["type"] == "literal_error":
+        return re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    return ["true", "false"] if item["type"] == "bool_parsing" else []
 
 
 def in_a_line(error: Exception) -> str:

@@ -138,7 +138,8 @@ class Recipe(Shown, Whole):
 
         raw, text = read_mapping(file)
         if described_by(raw) == "study":
-            raise RecipeError(f"{file}: is a study, not a recipe; use `optimsyn study {file}`")
+            cure = f"use `optimsyn study {file}`, with --status to check it"
+            raise RecipeError(f"{file}: is a study, not a recipe; {cure}")
         influence = raw.get("influence")
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":

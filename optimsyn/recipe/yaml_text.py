@@ -144,7 +144,7 @@ def read_mapping(file: Path, what: str = "recipe") -> tuple[dict[str, Any], str]
     except DataError as error:
         raise RecipeError(str(error)) from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: a {what} is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
+        raise RecipeError(f"{file}: a {what} is a mapping of fields (`name: mine` ...), {no_mapping(raw, text, what)}")
     return raw, text
 
 
@@ -198,12 +198,14 @@ def invisible(text: str) -> list[str]:
     ]
 
 
-def no_mapping(value: Any, text: str) -> str:
+def no_mapping(value: Any, text: str, what: str = "recipe") -> str:
     """The message for YAML that is no mapping."""
+    if value is None and what != "recipe":
+        return f"this is empty; docs/howto/{what}.md shows one"
     if value is None:
         return "this is empty; `optimsyn new quickstart` copies one that you can change"
     if isinstance(value, list):
-        return "this is a list; remove the `-` or `[ ]` around its fields, and give each recipe a file of its own"
+        return f"this is a list; remove the `-` or `[ ]` around its fields, and give each {what} a file of its own"
     if isinstance(value, str):
         begun = " ".join(redact(text).split())[:40]
         return f"this is text without fields ({begun!r} ...); write `field: value` on lines of their own"

@@ -35,18 +35,24 @@ class OpenedStudy:
         return self._conduct(limits, engine=engine, console=console)
 
 
-def open_study(path: str | Path, root: Path | str = "runs") -> OpenedStudy:
+def open_study(path: str | Path, root: Path | str = "runs", report: Callable[[str], None] | None = None) -> OpenedStudy:
     """Opens a study file of either kind; writes nothing.
+
+    Args:
+        path: The file.
+        root: Folder of the studies.
+        report: Called with a line of text before each recipe of a wrong study is checked on this machine too; None:
+            that is not done.
 
     Raises:
         RecipeError: The file or a recipe is wrong; names all problems.
     """
     if is_transfer(read_study(path)):
-        transfer = transfers.Transfer.open(path, root)
+        transfer = transfers.Transfer.open(path, root, report)
         return OpenedStudy(
             partial(transfers.show_status, transfer),
             partial(transfers.show_page, transfer),
             partial(transfers.conduct, transfer),
         )
-    study = arms.Study.open(path, root)
+    study = arms.Study.open(path, root, report)
     return OpenedStudy(partial(arms.show_status, study), partial(arms.show_page, study), partial(arms.conduct, study))

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimsyn.agents.analyst.defaults import BUDGET, BUYS, STEPS
-from optimsyn.agents.analyst.notebook import AnalystNotebook, literal, plain
+from optimsyn.agents.analyst.notebook import AnalystNotebook, facts_in, literal, plain
+from optimsyn.agents.analyst.readiness import refuse_unusable, refuse_weak
 from optimsyn.agents.analyst.work import Analysis, Ask, Say, Work, kept_of, set_budget
 from optimsyn.agents.guard import Guard
 from optimsyn.base.counting import plural
@@ -100,8 +101,6 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
     if path.exists():
         raise ParameterError(f"notebook: {path} exists already; continue it, or give another file name")
     allowed = Allowed(budget, allow_hosted, allow_plugins, addresses)
-    from optimsyn.agents.analyst.readiness import refuse_unusable
-
     refuse_unusable(spec, Guard(place, allow_hosted=allow_hosted, allow_plugins=allow_plugins, addresses=addresses))
     if say is not None:
         say(_bounds(budget, steps, spec.name, path))
@@ -141,13 +140,11 @@ def go_on(  # noqa: PLR0913 - keyword-only options, each with a default
         DataError: It is no notebook of an analyst.
         ModelError, StageError: As `analyse`.
     """
-    from optimsyn.agents.analyst.readiness import refuse_unusable
-
-    made = AnalystNotebook.load(Path(notebook))
-    facts = made.facts()
-    kept = facts.get("model") if model is None else model
-    spec = _model_spec(kept, None)
+    path = Path(notebook)
+    spec = _model_spec(facts_in(path).get("model") if model is None else model, None)
     refuse_unusable(spec)
+    made = AnalystNotebook.load(path)
+    facts = made.facts()
     facts.update({"model": spec.model_dump(exclude_defaults=True)})
     made.drop_end()
     if budget is not None:
@@ -166,8 +163,6 @@ def _model_spec(model: str | Mapping[str, Any] | None, recipe: Recipe | None) ->
         ModelError: None is named that could.
         RecipeError: Its fields are wrong.
     """
-    from optimsyn.agents.analyst.planner import refuse_weak
-
     if model is None and (named := variable(ANALYST_MODEL)):
         model = named
     if model is None and recipe is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from optimsyn.base.errors import DataError
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
+from optimsyn.base.suggestions import file_beside
 from optimsyn.llm.reading.plain_text import storable
 
 _MARK = "optimsyn"
@@ -20,6 +20,7 @@ _CALL = "call"
 _WHY = "why"
 _REFUSED = "refused"
 _END = "end"
+_CURE = "`optimsyn agent GOAL` writes one, and names it in its last line"
 # Escape sequences of terminals, in tracebacks.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # What Markdown reads as more than text: a picture alone would ask a server when the notebook is opened.
@@ -47,11 +48,13 @@ class AnalystNotebook:
             title: What it says at the beginning, as Markdown.
             setup: Source of the first code cell.
         """
-        notebook = nbformat.v4.new_notebook()
+        from nbformat.v4 import new_notebook
+
+        notebook = new_notebook()
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         made = cls(path, notebook)
-        made._add(nbformat.v4.new_markdown_cell(title), _WHY)
-        made._add(nbformat.v4.new_code_cell(setup), _SETUP)
+        made._add(_markdown(title), _WHY)
+        made._add(_code(setup), _SETUP)
         return made
 
     @classmethod
@@ -61,27 +64,19 @@ class AnalystNotebook:
         Raises:
             DataError: It is none.
         """
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such notebook; `optimsyn agent GOAL` begins one")
+        facts_in(path)
+        import nbformat
+
         try:
             notebook = nbformat.read(path, as_version=4)
         except (ValueError, nbformat.ValidationError) as error:
-            raise DataError(f"{path}: cannot be read as a notebook ({error})") from None
-        made = cls(path, notebook)
-        if made.setup is None:
-            raise DataError(
-                f"{path}: its first code cell, which opens the workbench, is missing, so it is no notebook of an "
-                "analyst; `optimsyn agent GOAL` begins one"
-            )
-        return made
+            raise DataError(f"{path}: cannot be read as a notebook ({error}); {_CURE}") from None
+        return cls(path, notebook)
 
     @property
     def setup(self) -> int | None:
         """The place of the cell that opens the workbench: the one written for it, else the first that does."""
-        code = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
-        marked = [index for index in code if self._mark(index).get("kind") == _SETUP]
-        named = [index for index in code if "Workbench(" in self.nb.cells[index].source]
-        return next(iter([*marked, *named]), None)
+        return _setup_in(self.nb.cells)
 
     def facts(self) -> dict[str, Any]:
         """What the analyst keeps about its work: goal, recipe, model."""
@@ -90,25 +85,25 @@ class AnalystNotebook:
 
     def say(self, text: str) -> None:
         """Adds words of the analyst."""
-        self._add(nbformat.v4.new_markdown_cell(text), _WHY)
+        self._add(_markdown(text), _WHY)
 
     def call(self, source: str, why: str) -> int:
         """Adds a call with the sentence why; returns the place of its cell."""
         self.say(why)
-        return self._add(nbformat.v4.new_code_cell(source), _CALL)
+        return self._add(_code(source), _CALL)
 
     def refuse(self, asked: str, problem: str) -> None:
         """Adds a step that was not done, with the reason."""
-        index = self._add(nbformat.v4.new_markdown_cell(f"Not done: {plain(asked)}: {plain(problem)}"), _REFUSED)
+        index = self._add(_markdown(f"Not done: {plain(asked)}: {plain(problem)}"), _REFUSED)
         self._mark(index).update({"asked": asked, "problem": problem})
 
     def end(self, text: str) -> None:
         """Adds the last words."""
-        self._add(nbformat.v4.new_markdown_cell(text), _END)
+        self._add(_markdown(text), _END)
 
     def end_call(self, source: str) -> int:
         """Adds a call that belongs to the last words."""
-        return self._add(nbformat.v4.new_code_cell(source), _END)
+        return self._add(_code(source), _END)
 
     def drop_end(self) -> None:
         """Removes the last words of earlier work, as it goes on."""
@@ -210,6 +205,52 @@ class AnalystNotebook:
     @staticmethod
     def _clean(part: Any) -> Any:
         return redact_tree(part, secret_values())
+
+
+def facts_in(path: Path) -> dict[str, Any]:
+    """`AnalystNotebook.facts` of a file, read in a moment: loading `nbformat` takes seconds.
+
+    Raises:
+        DataError: There is no such file, or it is no notebook of an analyst.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the analyst's notebook in it")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such notebook; {_CURE}.{file_beside(path, '*.ipynb')}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as a notebook, which is JSON ({error}); {_CURE}") from None
+    cells = raw.get("cells") if isinstance(raw, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise DataError(f"{path}: cannot be read as a notebook, since it has no list of cells; {_CURE}")
+    if _setup_in(cells) is None:
+        raise DataError(
+            f"{path}: its first code cell, which opens the workbench, is missing, so it is no notebook of an "
+            f"analyst; {_CURE}"
+        )
+    facts = raw.get("metadata", {}).get(_MARK, {})
+    return facts if isinstance(facts, dict) else {}
+
+
+def _setup_in(cells: Sequence[Mapping[str, Any]]) -> int | None:
+    """The place of the cell that opens the workbench: the one written for it, else the first that does."""
+    code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]
+    marked = [index for index in code if cells[index].get("metadata", {}).get(_MARK, {}).get("kind") == _SETUP]
+    named = [index for index in code if "Workbench(" in _joined(cells[index].get("source", ""))]
+    return next(iter([*marked, *named]), None)
+
+
+def _markdown(text: str) -> Any:
+    from nbformat.v4 import new_markdown_cell
+
+    return new_markdown_cell(text)
+
+
+def _code(source: str) -> Any:
+    from nbformat.v4 import new_code_cell
+
+    return new_code_cell(source)
 
 
 def call_source(tool: str, arguments: Mapping[str, Any]) -> str:

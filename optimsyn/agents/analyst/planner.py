@@ -13,9 +13,10 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from optimsyn.agents.analyst.readiness import refuse_weak
 from optimsyn.agents.tools import READING, WRITING
 from optimsyn.agents.workbench import Workbench
-from optimsyn.base.errors import ModelError, OptimsynError, ReplyError
+from optimsyn.base.errors import OptimsynError, ReplyError
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.llm.dspy_bridge import make_lm
 from optimsyn.llm.factory import load_language_model
@@ -162,19 +163,6 @@ class Planner:
     def close(self) -> None:
         """Frees connections and memory."""
         self.model.close()
-
-
-def refuse_weak(spec: ModelSpec) -> None:
-    """Refuses a model that cannot plan.
-
-    Raises:
-        ModelError: It is the embedded model.
-    """
-    if spec.provider == "embedded":
-        raise ModelError(
-            "the analyst's model: `embedded` has 270 million parameters and cannot plan; name a chat model with "
-            "--model, such as openai/gpt-6-luna, a hub id or a local folder"
-        )
 
 
 def read_action(why: str, tool: str, arguments: str) -> Action:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from optimsyn.agents.analyst.planner import refuse_weak
 from optimsyn.agents.guard import Guard
 from optimsyn.base.errors import ModelError
+from optimsyn.llm.hosted.capabilities import price_of
+from optimsyn.machine.availability import availability
 from optimsyn.recipe.sections.models import ModelSpec
 
 FIELD = "the analyst's model"
@@ -20,9 +21,6 @@ def refuse_unusable(spec: ModelSpec, guard: Guard | None = None) -> None:
     Raises:
         ModelError: It cannot do the work; names every reason.
     """
-    from optimsyn.llm.hosted.capabilities import price_of
-    from optimsyn.machine.availability import availability
-
     refuse_weak(spec)
     problems = list(guard.model_problems(FIELD, spec)) if guard is not None else []
     problems += availability(FIELD, spec).problems
@@ -30,6 +28,19 @@ def refuse_unusable(spec: ModelSpec, guard: Guard | None = None) -> None:
         problems.append(unknown_price(spec))
     if problems:
         raise ModelError("\n".join(dict.fromkeys(problems)))
+
+
+def refuse_weak(spec: ModelSpec) -> None:
+    """Refuses a model that cannot plan.
+
+    Raises:
+        ModelError: It is the embedded model.
+    """
+    if spec.provider == "embedded":
+        raise ModelError(
+            "the analyst's model: `embedded` has 270 million parameters and cannot plan; name a chat model with "
+            "--model, such as openai/gpt-6-luna, a hub id or a local folder"
+        )
 
 
 def unknown_price(spec: ModelSpec) -> str:

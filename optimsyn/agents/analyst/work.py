@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from optimsyn.agents.analyst.notebook import AnalystNotebook, call_source, literal, plain
+from optimsyn.agents.analyst.readiness import refuse_weak
 from optimsyn.base.errors import ModelError, OptimsynError, ParameterError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.json_document import Result
@@ -73,8 +74,6 @@ class Work:
     def __init__(
         self, notebook: AnalystNotebook, spec: ModelSpec, steps: int, ask: Ask | None, say: Say | None
     ) -> None:
-        from optimsyn.agents.analyst.planner import refuse_weak
-
         refuse_weak(spec)
         self._notebook = notebook
         self._spec = spec

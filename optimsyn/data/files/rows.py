@@ -21,7 +21,7 @@ from optimsyn.base.text_files import decode
 from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import Fault, check_size, read_file, size_of
 from optimsyn.recipe.bundled import BUNDLED, EMBEDDED_PREFIX, bundled_domains
-from optimsyn.recipe.recipe import Source
+from optimsyn.recipe.recipe import Documents, Questions, Source
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
@@ -71,6 +71,16 @@ def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PR
         turn[kind] += 1
     lines = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
     return [*lines, f"... and {more} more{place and f' of {place}'}"]
+
+
+def under(field: str, error: DataError) -> DataError:
+    """The error of a source with the recipe's field before each line that names none."""
+    fields = [("documents", name) for name in Documents.model_fields] + [
+        ("questions", name) for name in Questions.model_fields
+    ]
+    named = ("...", " ", f"{field}:", *(f"{section}.{name}{end}" for section, name in fields for end in ".:"))
+    lines = str(error).splitlines()
+    return DataError("\n".join(line if line.startswith(named) else f"{field}: {line}" for line in lines))
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
@@ -141,7 +151,7 @@ def read_rows(
             raise_problems([*(fault.message for fault in faults), str(error)])
     problems = [fault.message for fault in faults]
     if not raw and not problems:
-        raise DataError(f"{name}: there are no rows in it")
+        raise DataError(f"{name}: there are no rows in it; name a file or dataset that has some")
     columns = {column for _, _, row in raw for column in row}
     wrong = _column_problems(name, source, columns) if raw else []
     if wrong or not raw or torn is None:

@@ -19,6 +19,7 @@ from pydantic import (
 from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
+from optimsyn.base.suggestions import nearest_value
 from optimsyn.recipe.checked import Checked
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, meant_embedded, provider_of
 from optimsyn.recipe.sections.parts import name_of
@@ -307,7 +308,10 @@ class ModelSpec(Extended):
     @model_validator(mode="after")
     def _known_device(self) -> ModelSpec:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ValueError(f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU)")
+            hint = nearest_value(self.device, ("auto", "cpu", "mps", "cuda"))
+            raise ValueError(
+                f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU){hint}"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from optimsyn.study.arms import power
 from optimsyn.study.arms.outcomes import CellState
 from optimsyn.study.arms.result import Power, StudyResult, power_from
 from optimsyn.study.arms.study_file import INFLUENCE, StudyCell, StudyFile
+from optimsyn.study.study_yaml import merged
 
 STUDY_JSON = "study.json"
 
@@ -70,7 +71,7 @@ class StudyForecast(BaseModel):
 
 def check_recipes(
     cells: Sequence[StudyCell], root: Path, report: Callable[[str], None] | None = None
-) -> dict[tuple[str, str], Forecast | None]:
+) -> tuple[dict[tuple[str, str], Forecast | None], list[str]]:
     """Checks the recipe of every domain and control on this machine, with its first seed.
 
     Args:
@@ -79,15 +80,12 @@ def check_recipes(
         report: Called with a line of text before each check, which can take seconds.
 
     Returns:
-        The forecast of a run of each domain and control.
-
-    Raises:
-        RecipeError: Something would stop a run; names all of it.
+        The forecast of a run of each domain and control, and what would stop one, a line each.
     """
     from optimsyn.machine.preflight import checked
 
     forecasts: dict[tuple[str, str], Forecast | None] = {}
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for cell in cells:
         place = cell.domain, cell.control
         if place in forecasts:
@@ -97,10 +95,8 @@ def check_recipes(
         preflight = checked(cell.recipe, root, ask=False)
         forecasts[place] = preflight.forecast
         where = f"recipes.{cell.domain}" + ("" if cell.control == INFLUENCE else f" with controls.{cell.control}")
-        problems += [f"{where}: {problem}" for problem in preflight.problems]
-    if problems:
-        raise RecipeError("\n".join(problems))
-    return forecasts
+        problems += [(where, problem) for problem in preflight.problems]
+    return forecasts, merged(problems)
 
 
 def forecast_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.status import Status
 
 from optimsyn.base.counting import plural
-from optimsyn.base.errors import StageError
+from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.json_document import Result
@@ -25,6 +26,7 @@ from optimsyn.batch.engines import Engine
 from optimsyn.batch.plan import BatchLimits
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.supervisor import BATCH_JSON
+from optimsyn.runs.forecast import Forecast
 from optimsyn.runs.manifest import installed_versions, now
 from optimsyn.study.arms import result as results
 from optimsyn.study.arms.forecast import (
@@ -38,8 +40,8 @@ from optimsyn.study.arms.forecast import (
 from optimsyn.study.arms.outcomes import CellState, state_of
 from optimsyn.study.arms.page import STUDY_HTML, page_of
 from optimsyn.study.arms.start import Registered, changes_since, contrasts_by_origin, register, registered
-from optimsyn.study.arms.study_file import StudyCell, StudyFile, cells_of
-from optimsyn.study.study_yaml import in_file
+from optimsyn.study.arms.study_file import StudyCell, StudyFile, read_cells, read_study_file
+from optimsyn.study.study_yaml import refuse
 
 RECIPES = "recipes"
 UNITS = {"accuracy": "(a share of 1)", "token_f1": "(of 1)"}
@@ -55,16 +57,26 @@ class Study:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, root: Path | str = "runs") -> Study:
+    def open(cls, path: str | Path, root: Path | str = "runs", report: Callable[[str], None] | None = None) -> Study:
         """Reads a study file and all recipes that it names; writes nothing.
+
+        Args:
+            path: The file.
+            root: Folder of the studies.
+            report: Called with a line of text before each recipe of a wrong study is checked on this machine too; None:
+                that is not done.
 
         Raises:
             RecipeError: The file or a recipe is wrong; names all problems.
         """
-        file = StudyFile.load(path)
-        with in_file(path):
-            cells = tuple(cells_of(file))
-        return cls(file, cells, Path(root).resolve() / file.name, Path(path))
+        file, problems = read_study_file(path)
+        cells, unreadable = read_cells(file)
+        problems += unreadable
+        study = cls(file, tuple(cells), Path(root).resolve() / file.name, Path(path))
+        if problems and report is not None:
+            problems += study.look(cells, report)[2]
+        refuse(path, problems)
+        return study
 
     @property
     def start(self) -> Registered | None:
@@ -125,16 +137,30 @@ class Study:
         write_text(self.folder / STUDY_HTML, page_of(found))
         return found
 
-    def foresee(self, root_states: list[CellState], jobs: int, status: Status | None = None) -> StudyForecast:
-        """Checks the recipes of the runs to come on this machine, and forecasts them.
+    def foresee(
+        self, root_states: list[CellState], jobs: int, status: Status | None = None
+    ) -> tuple[StudyForecast, list[results.Power]]:
+        """Checks pilot and recipes of the runs to come on this machine, and forecasts them; the power by the pilot.
 
         Raises:
-            RecipeError: Something would stop a run.
+            RecipeError: Something would stop a run, or the pilot cannot be used; names all of it.
         """
         left = [each.cell for each in root_states if each.state != "finished"]
-        with in_file(self.path):
-            forecasts = check_recipes(left, self.folder, None if status is None else status.update)
-        return forecast_of(root_states, forecasts, jobs)
+        forecasts, powers, problems = self.look(left, None if status is None else status.update)
+        refuse(self.path, problems)
+        return forecast_of(root_states, forecasts, jobs), powers
+
+    def look(
+        self, cells: Sequence[StudyCell], report: Callable[[str], None] | None = None
+    ) -> tuple[dict[tuple[str, str], Forecast | None], list[results.Power], list[str]]:
+        """Forecasts by domain and control, powers by the pilot, and all that is wrong with recipes and pilot."""
+        powers, wrong = [], []
+        try:
+            powers = pilot_power(self.file) if self.file.contrasts else []
+        except RecipeError as error:
+            wrong = [str(error)]
+        forecasts, problems = check_recipes(cells, self.folder, report)
+        return forecasts, powers, [*wrong, *problems]
 
     def write_recipes(self) -> list[str]:
         """Writes the recipe of every run into the study's folder, with every field."""
@@ -162,10 +188,9 @@ def conduct(study: Study, limits: BatchLimits, *, engine: Engine | None = None, 
         RecipeError: Something in it would stop a run; nothing has started then.
     """
     console = console or Console()
-    powers = pilot_power(study.file)
     with console.status("Checking the study …") as status:
         states = study.states()
-        forecast = study.foresee(states, limits.jobs, status)
+        forecast, powers = study.foresee(states, limits.jobs, status)
     start = register(study.file, study.cells, study.folder)
     tell(study, forecast, console)
     for each in powers:
@@ -212,8 +237,7 @@ def show_status(study: Study, jobs: int, console: Console) -> StudyStatus:
     """
     states = study.states()
     with console.status("Checking the study …") as status:
-        forecast = study.foresee(states, jobs, status)
-    powers = pilot_power(study.file)
+        forecast, powers = study.foresee(states, jobs, status)
     tell(study, forecast, console)
     for each in powers:
         say(console, f"From the pilot: {power_sentence(each, len(study.file.seeds), unit(study.file.metric))}")

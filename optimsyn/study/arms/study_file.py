@@ -14,14 +14,14 @@ from pydantic import Field, field_validator, model_validator
 
 from optimsyn.base.errors import OptimsynError, RecipeError
 from optimsyn.base.identity import digest_of
-from optimsyn.base.suggestions import did_you_mean
+from optimsyn.base.suggestions import did_you_mean, nearest
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.synthesis import Synthesis, Variant
-from optimsyn.study.study_yaml import built, in_folder, read_study
+from optimsyn.study.study_yaml import as_far_as_read, built, in_folder, merged, read_study, refuse
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -98,8 +98,9 @@ class StudyFile(Section):
         Raises:
             RecipeError: The file is missing, is not YAML, or fields are wrong; a line each.
         """
-        file = Path(path)
-        return cls.parse(read_study(file), str(file)).with_paths_from(file.resolve().parent)
+        study, problems = read_study_file(path)
+        refuse(path, problems)
+        return study
 
     @classmethod
     def parse(cls, raw: dict[str, Any], name: str = "study") -> StudyFile:
@@ -124,9 +125,9 @@ class StudyFile(Section):
     def _short_recipes(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
-        wrong = [str(name) for name in raw if not _is_name(name)]
+        wrong = [repr(str(name)) for name in raw if not _is_name(name)]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no name of a domain; use letters, digits, _ and -")
+            raise ValueError(f"{', '.join(wrong)}: no name of a domain; use letters, digits, _ and -")
         return {name: {"recipe": each} if isinstance(each, str) else each for name, each in raw.items()}
 
     @field_validator("controls", mode="before")
@@ -138,9 +139,9 @@ class StudyFile(Section):
             raw = dict.fromkeys(raw)
         if not isinstance(raw, dict) or not raw:
             raise ValueError("must be a list of sources of the reward, or a mapping of names to recipe fields")
-        wrong = [str(name) for name in raw if not _is_name(name)]
+        wrong = [repr(str(name)) for name in raw if not _is_name(name)]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no name of a control; use letters, digits, _ and -")
+            raise ValueError(f"{', '.join(wrong)}: no name of a control; use letters, digits, _ and -")
         return {
             name: fields if fields is not None else {} if name == INFLUENCE else {"reward.source": name}
             for name, fields in raw.items()
@@ -148,6 +149,13 @@ class StudyFile(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyFile:
+        wrong = self.design_problems()
+        if wrong:
+            raise ValueError("\n  ".join(wrong))
+        return self
+
+    def design_problems(self, unknown: frozenset[str] = frozenset()) -> list[str]:
+        """How fields do not fit together, a sentence each; fields that cannot be read are `unknown`."""
         wrong = []
         for field in ("arms", "seeds", "contrasts"):
             values = getattr(self, field)
@@ -156,24 +164,25 @@ class StudyFile(Section):
         if any(seed < 0 for seed in self.seeds):
             wrong.append("seeds: a seed is 0 or more")
         variants = get_args(Variant)
+        # A contrast may name rightly what `arms` misspells.
+        arms = {*self.arms, *(nearest(name, variants) for name in self.arms)}
         for name in [name for name in self.arms if name not in variants]:
             hint = did_you_mean(name, variants, f"the variants are {', '.join(variants)}")
             wrong.append(f"arms: there is no variant {name!r}; {hint}")
         for place, pair in enumerate(self.contrasts):
             for text in pair:
                 arm, _, control = text.partition("@")
-                if arm not in self.arms:
+                if arm not in arms and "arms" not in unknown:
                     hint = did_you_mean(arm, self.arms, f"arms has {', '.join(self.arms)}")
                     wrong.append(f"contrasts.{place}: there is no arm {arm!r}; {hint}")
-                if (control or ("@" in text) or INFLUENCE not in self.controls) and control not in self.controls:
+                named = bool(control) or "@" in text or INFLUENCE not in self.controls
+                if named and control not in self.controls and "controls" not in unknown:
                     hint = did_you_mean(control, self.controls, f"controls has {', '.join(self.controls)}")
                     shown = control or ("(none named)" if "@" in text else INFLUENCE)
                     wrong.append(f"contrasts.{place}: there is no control {shown!r}; {hint}")
             if pair[0] == pair[1]:
                 wrong.append(f"contrasts.{place}: both sides are {pair[0]!r}")
-        if wrong:
-            raise ValueError("\n  ".join(wrong))
-        return self
+        return wrong
 
     @property
     def named_contrasts(self) -> list[Contrast]:
@@ -194,6 +203,35 @@ class StudyFile(Section):
     def fingerprint(self) -> str:
         """Ten hex digits of `registered`."""
         return digest_of(self.registered, 10)
+
+
+class _Readable(StudyFile):
+    """What can be read of a study file with faults."""
+
+    name: str = "study"
+    recipes: dict[str, Domain] = Field(default_factory=dict)
+    arms: tuple[str, ...] = ()
+    contrasts: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Readable:
+        return self
+
+
+def read_study_file(path: str | Path) -> tuple[StudyFile, list[str]]:
+    """A study file as far as it can be read, and its faults; recipes and pilot are relative to its folder.
+
+    Raises:
+        RecipeError: It is missing, is not YAML, or holds a key.
+    """
+    file = Path(path)
+    rest: type[StudyFile] = _Readable
+    study, problems, unknown = as_far_as_read(StudyFile, rest, read_study(file), str(file), _explained)
+    if unknown:
+        problems += study.design_problems(unknown)
+    if problems:
+        study = study.model_copy(update={"arms": tuple(arm for arm in study.arms if arm in get_args(Variant))})
+    return study.with_paths_from(file.resolve().parent), problems
 
 
 @dataclass(frozen=True)
@@ -224,7 +262,15 @@ def cells_of(study: StudyFile) -> list[StudyCell]:
     Raises:
         RecipeError: Recipes cannot be read or changed, or lack an arm; a line for each problem.
     """
-    problems: list[str] = []
+    cells, problems = read_cells(study)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return cells
+
+
+def read_cells(study: StudyFile) -> tuple[list[StudyCell], list[str]]:
+    """The runs of all recipes that can be read, as `cells_of`, and what is wrong with the others, a line each."""
+    problems: list[tuple[str, str]] = []
     plain: dict[str, Recipe] = {}
     for domain, spec in study.recipes.items():
         with _noted(f"recipes.{domain}", problems):
@@ -241,27 +287,26 @@ def cells_of(study: StudyFile) -> list[StudyCell]:
             for arm in [arm for arm in study.arms if arm not in made]:
                 hint = did_you_mean(arm, made, f"it makes {', '.join(made)}")
                 cure = "(a disabled optimiser makes none; enable it in `set`)"
-                problems.append(f"{where}: does not make the arm {arm!r}; {hint} {cure}")
-    if problems:
-        raise RecipeError("\n".join(dict.fromkeys(problems)))
-    return [
+                problems.append((where, f"does not make the arm {arm!r}; {hint} {cure}"))
+    cells = [
         StudyCell(domain, control, seed, _of_cell(recipe, domain, control, seed))
         for seed in study.seeds
         for (domain, control), recipe in recipes.items()
     ]
+    return cells, merged(problems)
 
 
 @contextmanager
-def _noted(where: str, problems: list[str]) -> Iterator[None]:
+def _noted(where: str, problems: list[tuple[str, str]]) -> Iterator[None]:
     try:
         yield
     except (OptimsynError, OSError) as error:
-        problems.append(f"{where}: {error}")
+        problems.append((where, str(error)))
 
 
 def _named_arms(study: StudyFile) -> dict[str, Any]:
     """The arms as a recipe names them, if it can, so that they differ in one thing only."""
-    return {"synthesis.arms": list(study.arms)} if "arms" in Synthesis.model_fields else {}
+    return {"synthesis.arms": list(study.arms)} if study.arms and "arms" in Synthesis.model_fields else {}
 
 
 def _made(recipe: Recipe) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.status import Status
 
 from optimsyn.base.counting import plural
-from optimsyn.base.errors import RecipeError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.json_document import Result
@@ -32,12 +31,19 @@ from optimsyn.runs.forecast import Forecast, Range
 from optimsyn.runs.manifest import installed_versions, now
 from optimsyn.runs.taking_over import has_pairs, take_over
 from optimsyn.study.arms.forecast import StudyForecast
-from optimsyn.study.study_yaml import in_file
+from optimsyn.study.study_yaml import refuse
 from optimsyn.study.transfer.outcomes import TRANSFERRED, CellState, folder_of, seconds_to_come, state_of
 from optimsyn.study.transfer.page import TRANSFER_HTML, lines_of, page_of
 from optimsyn.study.transfer.result import TransferResult, TransferRun
 from optimsyn.study.transfer.table import runs_of, table_of
-from optimsyn.study.transfer.transfer_file import TransferCell, TransferFile, cells_of, in_words_of, labels_of
+from optimsyn.study.transfer.transfer_file import (
+    TransferCell,
+    TransferFile,
+    in_words_of,
+    labels_of,
+    read_cells,
+    read_transfer_file,
+)
 
 TRANSFER_JSON = "transfer.json"
 RECIPES = "recipes"
@@ -53,16 +59,26 @@ class Transfer:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, root: Path | str = "runs") -> Transfer:
+    def open(cls, path: str | Path, root: Path | str = "runs", report: Callable[[str], None] | None = None) -> Transfer:
         """Reads the file and its recipe; writes nothing.
+
+        Args:
+            path: The file.
+            root: Folder of the transfers.
+            report: Called with a line of text before each run of a wrong transfer is checked on this machine too; None:
+                that is not done.
 
         Raises:
             RecipeError: The file, the recipe or a model is wrong; names all problems.
         """
-        file = TransferFile.load(path)
-        with in_file(path):
-            cells = tuple(cells_of(file))
-        return cls(file, cells, Path(root).resolve() / file.name, Path(path))
+        file, problems = read_transfer_file(path)
+        cells, unreadable = read_cells(file)
+        problems += unreadable
+        transfer = cls(file, tuple(cells), Path(root).resolve() / file.name, Path(path))
+        if problems and report is not None:
+            problems += transfer.look(cells, report)[1]
+        refuse(path, problems)
+        return transfer
 
     @property
     def arm(self) -> str:
@@ -123,27 +139,9 @@ class Transfer:
         Raises:
             RecipeError: Something would stop a run; names all of it.
         """
-        from optimsyn.machine.preflight import checked
-
         left = [each for each in states if each.state != "finished"]
-        forecasts: dict[tuple[str, str], Forecast | None] = {}
-        seen: set[tuple[str, ...]] = set()
-        problems: list[str] = []
-        for cell in (each.cell for each in left):
-            # A transferred run differs from its source in the trained target alone, whatever the generator.
-            place = (cell.generator, cell.scored_by) if cell.own else ("", cell.scored_by, cell.target)
-            if place in seen:
-                continue
-            seen.add(place)
-            if status is not None:
-                status.update(f"Checking {cell.name} …")
-            preflight = checked(cell.recipe, folder_of(cell, self.folder).parent, ask=False)
-            problems += [in_words_of(self.file, cell, problem) for problem in preflight.problems]
-            if cell.own:
-                forecasts[cell.generator, cell.scored_by] = preflight.forecast
-        if problems:
-            with in_file(self.path):
-                raise RecipeError("\n".join(dict.fromkeys(problems)))
+        forecasts, problems = self.look([each.cell for each in left], None if status is None else status.update)
+        refuse(self.path, problems)
         found = StudyForecast(
             runs=len(states), finished=len(states) - len(left), jobs=jobs, seconds=seconds_to_come(states)
         )
@@ -157,6 +155,29 @@ class Transfer:
             found.cost_usd = None if any(cost is None for cost in costs) else Range.sum(cost for cost in costs if cost)
             found.paid = any(each.paid for each in known)
         return found
+
+    def look(
+        self, cells: Sequence[TransferCell], report: Callable[[str], None] | None = None
+    ) -> tuple[dict[tuple[str, str], Forecast | None], list[str]]:
+        """Forecasts by generator and scoring target, and all that would stop a run on this machine."""
+        from optimsyn.machine.preflight import checked
+
+        forecasts: dict[tuple[str, str], Forecast | None] = {}
+        seen: set[tuple[str, ...]] = set()
+        problems: list[str] = []
+        for cell in cells:
+            # A transferred run differs from its source in the trained target alone, whatever the generator.
+            place = (cell.generator, cell.scored_by) if cell.own else ("", cell.scored_by, cell.target)
+            if place in seen:
+                continue
+            seen.add(place)
+            if report is not None:
+                report(f"Checking {cell.name} …")
+            preflight = checked(cell.recipe, folder_of(cell, self.folder).parent, ask=False)
+            problems += [in_words_of(self.file, cell, problem) for problem in preflight.problems]
+            if cell.own:
+                forecasts[cell.generator, cell.scored_by] = preflight.forecast
+        return forecasts, list(dict.fromkeys(problems))
 
     def write_recipes(self, cells: Sequence[TransferCell]) -> list[str]:
         """Writes the recipes of these runs into the transfer's folder, with every field."""

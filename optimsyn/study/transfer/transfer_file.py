@@ -18,7 +18,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
-from optimsyn.study.study_yaml import built, in_folder, read_study
+from optimsyn.study.study_yaml import as_far_as_read, built, in_folder, read_study, refuse
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Models = dict[str, str | dict[str, Any] | None]
@@ -53,17 +53,25 @@ class TransferModels(Section):
             raise ValueError(f"{wrong[0]!r} is no name of a model here; use letters, digits, _ and -")
         return models
 
+    @field_validator("scored_by", mode="before")
+    @classmethod
+    def _one_scorer(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) and raw != "all" else raw
+
     @model_validator(mode="after")
     def _known_scorers(self) -> TransferModels:
         names = [] if self.scored_by == "all" else list(self.scored_by)
-        for name in names:
+        wrong = []
+        for name in dict.fromkeys(names):
             if name not in self.targets:
-                hint = did_you_mean(name, self.targets, f"targets has {', '.join(self.targets)}")
-                raise ValueError(f"scored_by: there is no target {name!r}; {hint}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"scored_by: {next(name for name in names if names.count(name) > 1)} is named twice")
+                hint = did_you_mean(name, (*self.targets, "all"), f"targets has {', '.join(self.targets)}")
+                wrong.append(f"scored_by: there is no target {name!r}; {hint}")
+            if names.count(name) > 1:
+                wrong.append(f"scored_by: {name} is named twice")
         if len(self.targets) == 1 and len(self.generators) == 1:
-            raise ValueError("one target and one generator make a table of one cell; name a second of either")
+            wrong.append("one target and one generator make a table of one cell; name a second of either")
+        if wrong:
+            raise ValueError("\n  ".join(wrong))
         return self
 
     @property
@@ -93,8 +101,9 @@ class TransferFile(Section):
         Raises:
             RecipeError: The file is missing, is not YAML, or fields are wrong; a line each.
         """
-        file = Path(path)
-        return cls.parse(read_study(file), str(file)).with_paths_from(file.resolve().parent)
+        transfer, problems = read_transfer_file(path)
+        refuse(path, problems)
+        return transfer
 
     @classmethod
     def parse(cls, raw: dict[str, Any], name: str = "transfer") -> TransferFile:
@@ -134,6 +143,41 @@ class TransferFile(Section):
         return {**self.model_dump(mode="json", exclude={"question"}), "recipe": Path(self.recipe).name}
 
 
+class _ReadableModels(TransferModels):
+    """What can be read of its models."""
+
+    targets: Models = Field(default_factory=dict)
+    generators: Models = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_scorers(self) -> _ReadableModels:
+        return self
+
+
+class _Readable(TransferFile):
+    """What can be read of the file of a transfer with faults."""
+
+    name: str = "transfer"
+    recipe: str = ""
+    transfer: _ReadableModels = _ReadableModels()
+
+
+def read_transfer_file(path: str | Path) -> tuple[TransferFile, list[str]]:
+    """The file as far as it can be read, and its faults; recipe and model folders are relative to its folder.
+
+    Raises:
+        RecipeError: It is missing, is not YAML, or holds a key.
+    """
+    file = Path(path)
+    rest: type[TransferFile] = _Readable
+
+    def said(item: Any) -> str:
+        return explain(item, TransferFile)
+
+    transfer, problems, _ = as_far_as_read(TransferFile, rest, read_study(file), str(file), said)
+    return transfer.with_paths_from(file.resolve().parent), problems
+
+
 @dataclass(frozen=True)
 class TransferCell:
     """One run: a generator's pairs, scored by one target, on which a target is trained.
@@ -167,8 +211,21 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
     Raises:
         RecipeError: The recipe or a model is wrong, or two models are the same; a line for each problem.
     """
+    cells, problems = read_cells(file)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return cells
+
+
+def read_cells(file: TransferFile) -> tuple[list[TransferCell], list[str]]:
+    """The runs of all models that can be read, as `cells_of`, and what is wrong with recipe and models, a line each."""
     models, problems = file.transfer, []
-    plain = changed(chosen_recipe(file.recipe, size=file.size), file.set, "set")
+    if not file.recipe:
+        return [], []
+    try:
+        plain = changed(chosen_recipe(file.recipe, size=file.size), file.set, "set")
+    except (OptimsynError, OSError) as error:
+        return [], [str(error)]
     if plain.fine_tune.target is not None:
         problems.append("recipe: it names fine_tune.target itself; name that model under transfer.targets instead")
     made = plain.fine_tuned
@@ -186,10 +243,9 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
                 own = str(error).replace(f"models.{role}", field)
                 problems.append(re.sub(rf"^{re.escape(field)}:\s+(?={re.escape(field)})", "", own))
         problems += _same(f"transfer.{role}s", found[role])
-    if problems:
-        raise RecipeError("\n".join(problems))
+    scorers = [name for name in models.scorers if name in found["target"]] if found["target"] else []
     cells: list[TransferCell] = []
-    for seed in file.seeds:
+    for seed in file.seeds if plain.fine_tune.target is None else ():
         sources = {
             (generator, scorer): changed(
                 plain,
@@ -201,16 +257,16 @@ def cells_of(file: TransferFile) -> list[TransferCell]:
                 },
                 "transfer",
             )
-            for generator in models.generators
-            for scorer in models.scorers
+            for generator in found["generator"]
+            for scorer in scorers
         }
         cells += [TransferCell(g, scorer, scorer, seed, recipe, None) for (g, scorer), recipe in sources.items()]
         for (generator, scorer), source in sources.items():
-            for target in [name for name in models.targets if name != scorer]:
+            for target in [name for name in found["target"] if name != scorer]:
                 change = {"name": f"{source.name}-to-{target}", "fine_tune.target": found["target"][target]}
                 recipe = changed(source, change, f"transfer.targets.{target}")
                 cells.append(TransferCell(generator, scorer, target, seed, recipe, source))
-    return cells
+    return cells, problems
 
 
 def in_words_of(file: TransferFile, cell: TransferCell, problem: str) -> str:
