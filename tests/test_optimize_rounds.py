@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -33,9 +34,10 @@ from optimsyn.data.records import Pair
 from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
-from optimsyn.optimize.rounds import judged
+from optimsyn.optimize.rounds import judged, training
 from optimsyn.optimize.rounds.held import compared
 from optimsyn.optimize.rounds.taught import taught_rubrics
+from optimsyn.optimize.rounds.weights import weights_of
 from optimsyn.programs.rubric import complete_rubric
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Lora, ModelSpec
@@ -238,6 +240,29 @@ def test_what_is_trained_on() -> None:
     assert not judged.has_signal([row_of("a", 0.1), row_of("b", 0.1)])
     assert not judged.has_signal([row_of("a", 0.1), row_of("a", 0.3)])
     assert not judged.has_signal([row_of("a", 0.1), row_of("b", 0.3, finished=False)])
+
+
+def test_fine_tuning_on_a_cpu_does_the_steps_of_trl(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rubrics of several lengths, two epochs, and a last batch that is not full."""
+    passages_ = [
+        [replace(row_of("a", 0.4, passage=f"p{n}"), completion=[5, 6] * (1 + 2 * n)), row_of("b", 0.1, passage=f"p{n}")]
+        for n in range(6)
+    ]
+    ours = training._sft_trainer(on_cpu=True)
+    found = []
+    for kind in (ours, training._sft_trainer(on_cpu=False)):
+        monkeypatch.setattr(training, "_sft_trainer", lambda *, on_cpu, kind=kind: kind)
+        task = task_of(policy, tmp_path / kind.__name__, make_reward(), "expert", lr=1e-2, epochs=2)
+        model, tokenizer = task.load_model()
+        model = task.with_lora(model)
+        trained = training.on_the_best(task, model, tokenizer, passages_)
+        found.append((trained.loss, weights_of(model)))
+    assert trained.examples == 6
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_gain_is_of_the_passages_that_both_have() -> None:

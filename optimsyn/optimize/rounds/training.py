@@ -40,7 +40,7 @@ Learn = Callable[["PolicyTask", Any, Any, Sequence[Sequence[Rubric]]], Trained]
 def on_the_best(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence[Sequence[Rubric]]) -> Trained:
     """Expert iteration: cross-entropy of the rubrics above their passage's mean, without that of the prompt."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     rows = [
         {
@@ -53,10 +53,30 @@ def on_the_best(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence
         return Trained(0)
     arguments = _arguments(SFTConfig, task, model, dataset_kwargs={"skip_prepare_dataset": True})
     with in_own_dtype(model):
-        trainer = SFTTrainer(
+        trainer = _sft_trainer(on_cpu=arguments.use_cpu)(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
     return _train(trainer, len(rows))
+
+
+def _sft_trainer(*, on_cpu: bool) -> Any:
+    """TRL's class; on a CPU, where it puts every token through the output layer, one that puts only labels there."""
+    from trl import SFTTrainer
+
+    from optimsyn.target.label_loss import LabelLoss
+
+    class OnLabels(SFTTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._label_loss = LabelLoss(self.model.get_base_model())
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            losses = self._label_loss.tokens(inputs["input_ids"], inputs["labels"])[0]
+            return losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+
+    return OnLabels if on_cpu else SFTTrainer
 
 
 def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence[Sequence[Rubric]]) -> Trained:
