@@ -92,7 +92,7 @@ def test_it_earns_more_on_passages_that_it_was_not_trained_on(policy: Path, tmp_
     reward = make_reward(source="train_policy")
     task = task_of(policy, tmp_path, reward, method)
     found = train_policy(task)
-    assert mean_worth(policy, found.adapter) > mean_worth(policy, None) + 0.05
+    assert mean_worth(policy, found.adapter) > mean_worth(policy, None) + 0.02
     last = found.history[found.outcome["kept_round"] - 1]
     assert found.outcome["kl_per_token"] == last["kl"] > 0.01
     assert 0 < last["held_low"] < last["held_difference"] < last["held_high"]
