@@ -406,6 +406,20 @@ async def test_what_lacks_its_question_is_not_gone_on_with(form: QuestionForm, t
     assert len(model.calls) == 1
 
 
+@pytest.mark.parametrize("then", ["A is b.", "Is A b?"])
+async def test_a_writer_that_asks_in_place_of_a_statement_is_given_its_label(then: str) -> None:
+    def reply(call: Call) -> str:
+        if call.prompt.endswith("Statement:"):
+            return f" {then}\nAnswer: true\nReason: A is c."
+        return "Quote: a\nQuestion: What is A?\nAnswer: b"
+
+    model = Scripted(reply, writer=True, chat=False)
+    pair = await PairWriter(model, TaskShape.only("x", TrueFalse())).awrite(passage(), RUBRIC, seed=1, variant="x")
+    assert (pair.question, pair.answer, pair.details) == (then, "true", {"reason": "A is c."})
+    first, second = model.calls
+    assert second.prompt == f"{first.prompt}Quote: a\nStatement:"
+
+
 @pytest.mark.parametrize("structured", [True, False])
 async def test_a_writer_that_answers_beside_the_options_is_held_to_them(structured: bool) -> None:
     def reply(call: Call) -> str:

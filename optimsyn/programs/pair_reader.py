@@ -10,6 +10,7 @@ from typing import Any
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.forms import Key, QuestionForm
 from optimsyn.data.forms.multiple_choice import MultipleChoice
+from optimsyn.data.language.whole import QUESTION_MARK
 from optimsyn.llm.reading.asking import Beginning
 from optimsyn.llm.reading.plain_text import beginning, item_lines, many_lines, one_line
 from optimsyn.llm.reading.unusable import sounds_refused, was_cut
@@ -72,7 +73,8 @@ def unfinished(text: str, form: QuestionForm) -> Beginning | None:
     """The writer's reply up to the label that comes next, where a line is missing or says none of its options.
 
     A small model may end a reply after `Answer: true` though the form asks for a reason, answer before it has
-    reasoned, or answer a statement with a fact; given the label, it goes on.
+    reasoned, or answer a statement with a fact; given the label, it goes on. Where it asks a question and the form
+    wants a statement, it is given the label of a statement.
 
     Args:
         text: A reply with labels.
@@ -87,6 +89,11 @@ def unfinished(text: str, form: QuestionForm) -> Beginning | None:
         found = form.mended(dict(values))
     except ReplyError:
         return None
+    statement = f"{form.statement_label}:"
+    asks = QUESTION_MARK.search(str(found.get("question") or ""))
+    if form.statement_label and asks and not re.search(rf"^{statement}", text, re.MULTILINE):
+        before = _until(text.splitlines()[:last], {"question"})
+        return Beginning("\n".join([*before, statement]))
     needed = [key for key in in_order(form) if key.needed]
     keys = [key.name for key in needed]
     missing = next((number for number, key in enumerate(needed) if not _stands(found.get(key.name), key)), None)
@@ -99,14 +106,17 @@ def unfinished(text: str, form: QuestionForm) -> Beginning | None:
     # Wrong options stand in one line, which has no label of their own.
     if isinstance(form, MultipleChoice) and keys[missing] != "answer":
         return None
-    kept = text.splitlines()[:last]
-    after = {label_of_key(name).casefold() for name in keys[missing:]}
-    for number, line in enumerate(kept):
-        match = _LINE.match(line)
-        if match and match["label"].casefold() in after:
-            kept = kept[:number]
-            break
+    kept = _until(text.splitlines()[:last], {label_of_key(name).casefold() for name in keys[missing:]})
     return Beginning("\n".join([*kept, f"{label_of_key(keys[missing])}:"]), options)
+
+
+def _until(lines: list[str], labels: set[str]) -> list[str]:
+    """The lines before the first one with one of these labels."""
+    for number, line in enumerate(lines):
+        match = _LINE.match(line)
+        if match and match["label"].casefold() in labels:
+            return lines[:number]
+    return lines
 
 
 def _stands(value: str | None, key: Key) -> bool:
@@ -123,6 +133,8 @@ def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], int]:
     """The values of the lines with labels up to the next pair, by key, and the number of the last such line."""
     keys = dict.fromkeys(("quote", "question", "options", "answer", *(key.name for key in form.reply_keys())))
     labels = {label_of_key(name).casefold(): name for name in keys}
+    if form.statement_label:
+        labels[form.statement_label.casefold()] = "question"
     long = {key.name for key in form.reply_keys() if key.lines or key.items}
     values: dict[str, str] = {}
     last, open_key = 0, ""

@@ -145,6 +145,8 @@ class QuestionForm(Protocol):
         demos: The worked examples of its prompts.
         lines: Whether an answer has lines, whose white space is kept from the row or the reply to the dataset.
         question_label: Label of a question in the plain layout, for targets without a chat template.
+        statement_label: Where the `question` is a statement, the label under which the embedded writer is asked for it
+            again when it has written a question; else "".
         answer_label: Label of an answer there.
         asks_in: The column that holds the question.
         checks: The form's validity checks, by name: a function of a pair of this form and a `Looked` that returns None,
@@ -166,6 +168,7 @@ class QuestionForm(Protocol):
     demos: ClassVar[tuple[Demo, ...]] = DEMOS
     lines: ClassVar[bool] = False
     question_label: ClassVar[str] = "Question"
+    statement_label: ClassVar[str] = ""
     answer_label: ClassVar[str] = "Answer"
     asks_in: ClassVar[str] = "question"
     checks: ClassVar[Mapping[str, FormCheck]] = {}

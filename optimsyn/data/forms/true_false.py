@@ -94,6 +94,7 @@ class TrueFalse(QuestionForm):
     """
 
     label: ClassVar[str] = "true or false"
+    statement_label: ClassVar[str] = "Statement"
     in_rubric: ClassVar[str] = "a statement that is true or false, with the reason"
     columns: ClassVar[tuple[str, ...]] = ("reason",)
     decodes: ClassVar[bool] = False
