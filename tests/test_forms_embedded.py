@@ -1,7 +1,7 @@
 """A list to the report with the embedded model at the smallest size; it stands for the forms with keys of their own.
 
-A service writes all of them in `test_forms_runs.py`, in seconds. The embedded model also came to the report with true or
-false, figures, reasoning, code, dialogues and long answers, which takes too long here.
+A service writes all of them in `test_forms_runs.py`, in seconds. The embedded model also came to the report with true
+or false, figures, reasoning, code, dialogues and long answers, which takes too long here.
 """
 
 from __future__ import annotations
