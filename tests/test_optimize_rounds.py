@@ -250,10 +250,10 @@ def test_fine_tuning_on_a_cpu_does_the_steps_of_trl(
         [replace(row_of("a", 0.4, passage=f"p{n}"), completion=[5, 6] * (1 + 2 * n)), row_of("b", 0.1, passage=f"p{n}")]
         for n in range(6)
     ]
-    ours = training._sft_trainer(on_cpu=True)
+    ours = training.sft_trainer(on_cpu=True)
     found = []
-    for kind in (ours, training._sft_trainer(on_cpu=False)):
-        monkeypatch.setattr(training, "_sft_trainer", lambda *, on_cpu, kind=kind: kind)
+    for kind in (ours, training.sft_trainer(on_cpu=False)):
+        monkeypatch.setattr(training, "sft_trainer", lambda *, on_cpu, kind=kind: kind)
         task = task_of(policy, tmp_path / kind.__name__, make_reward(), "expert", lr=1e-2, epochs=2)
         model, tokenizer = task.load_model()
         model = task.with_lora(model)

@@ -53,13 +53,13 @@ def on_the_best(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence
         return Trained(0)
     arguments = _arguments(SFTConfig, task, model, dataset_kwargs={"skip_prepare_dataset": True})
     with in_own_dtype(model):
-        trainer = _sft_trainer(on_cpu=arguments.use_cpu)(
+        trainer = sft_trainer(on_cpu=arguments.use_cpu)(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
     return _train(trainer, len(rows))
 
 
-def _sft_trainer(*, on_cpu: bool) -> Any:
+def sft_trainer(*, on_cpu: bool) -> Any:
     """TRL's class; on a CPU, where it puts every token through the output layer, one that puts only labels there."""
     from trl import SFTTrainer
 
