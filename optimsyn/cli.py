@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wr
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -312,7 +313,7 @@ def open_(
     JSON_OUTPUT.deliver(
         lambda: _results().OpenResult(folder=str(run_.folder), stage=chosen, notebook=str(notebook)), run_.secret_names
     )
-    typer.echo(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` continues.")
+    typer.echo(f"Stage {chosen}: run its cells; then `optimsyn run {shlex.quote(str(run_.folder))}` continues.")
     if open_run(run_, notebook, browser=browser, port=port):
         raise typer.Exit(FAILED)
 
@@ -357,9 +358,11 @@ def new(
 
     Name your own documents, questions and models in the copy.
     """
-    from optimsyn.runs.resources import find_recipe
+    from optimsyn.recipe.bundled import find_recipe, no_recipe_to_copy
 
     source = find_recipe(recipe)
+    if not source.is_file():
+        raise no_recipe_to_copy(recipe)
     target = path if path is not None else Path(f"{source.stem}.yaml")
     if target.exists():
         raise OptimsynError(f"{target}: exists already; give another file name")
@@ -368,7 +371,8 @@ def new(
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     JSON_OUTPUT.deliver(lambda: _results().NewResult(path=str(target)))
     made = f" (in the new folder {target.parent})" if missing else ""
-    typer.echo(f"{target}{made}: change documents, questions and models, then `optimsyn validate {target}`")
+    then = f"optimsyn validate {shlex.quote(str(target))}"
+    typer.echo(f"{target}{made}: change documents, questions and models, then `{then}`")
 
 
 @app.command()

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from runs_helpers import tiny_recipe
 
+from optimsyn.base.errors import RecipeError
+from optimsyn.cli import app
+
 
 def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -114,6 +117,13 @@ def test_new_copies_a_recipe_once(tmp_path: Path) -> None:
     again = optimsyn("new", "quickstart", "my/own/mine.yaml", cwd=tmp_path)
     assert again.returncode == 1
     assert "exists already" in again.stderr and "new folder" not in again.stdout
+
+
+def test_new_without_a_recipe_and_with_a_path_of_two_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecipeError, match=r"mine.yaml: there is no such recipe to copy; name one of .*quickstart"):
+        app(["new", str(tmp_path / "mine.yaml")], standalone_mode=False)
+    app(["new", "quickstart", str(tmp_path / "my recipe.yaml")], standalone_mode=False)
+    assert f"`optimsyn validate '{tmp_path}/my recipe.yaml'`" in capsys.readouterr().out
 
 
 def test_secrets_stay_out_of_messages(tmp_path: Path) -> None:

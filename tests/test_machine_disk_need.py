@@ -81,6 +81,14 @@ def test_a_run_that_cannot_fit_is_refused_and_a_tight_one_is_told(
             found.raise_if_refused()
 
 
+def test_a_root_that_cannot_be_written_to_is_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    found = checked(recipe, tmp_path / "runs" / "mine", deep=False, offline=True)
+    assert any(text.startswith(f"{tmp_path}: cannot be written to") for text in found.problems)
+
+
 def test_a_missing_folder_lies_where_its_parent_does(tmp_path: Path) -> None:
     free = free_bytes(tmp_path / "not" / "there" / "yet")
     assert free is not None

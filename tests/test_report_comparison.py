@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,20 @@ def test_a_run_is_found_by_its_folder_or_the_right_one_is_named(
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match=r"empty: not a run folder .*`optimsyn run RECIPE` makes one"):
         find_run(str(tmp_path / "empty"))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "empty" and may(path, mode))
+    monkeypatch.setattr(Path, "is_file", _refusing(Path.is_file, tmp_path / "empty" / "manifest.json"))
+    with pytest.raises(StageError, match="not a run folder"):
+        find_run(".")
+
+
+def _refusing(is_file: Callable[[Path], bool], closed: Path) -> Callable[[Path], bool]:
+    def asked(path: Path) -> bool:
+        if path.absolute() == closed:
+            raise PermissionError(path)
+        return is_file(path)
+
+    return asked
 
 
 def test_the_commands_write_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from report_helpers import HOSTILE, check_page, make_recipe, stop, write_run
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.terminal.table import fixed
+from optimsyn.execution.json_results import RunFigures
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.closing import closing_sentences
 from optimsyn.report.comparison import write_comparison
@@ -218,12 +220,32 @@ def test_a_run_that_stopped_says_where_why_and_how_to_go_on(tmp_path: Path, stat
 def test_a_running_and_a_failed_stage_without_a_record(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs", stages=1)
     stop(run, "warm_up", "running")
-    assert "still running" in page_of(run)[1]
+    with FileLock(run.folder / ".stage.lock"):
+        assert "still running" in page_of(run)[1]
     stop(run, "warm_up", "failed")
     with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("warm_up").failure = None
     _, words = page_of(run)
     assert "ServiceError: the service is down" in words and "cell" not in words.split("How to go on")[0]
+
+
+def test_whether_a_run_goes_on_is_asked_of_its_lock(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", stages=1)
+    lock = str(run.folder / ".run.lock")
+    holds = f"import filelock; held = filelock.FileLock({lock!r}); held.acquire(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        words = page_of(run)[1]
+        assert "It was still running when this page was written: before stage 2 of 7, warm_up." in words
+        assert "How to go on" not in words and RunFigures.read(run).state == "running"
+        stop(run, "warm_up", "running")
+        assert "when this page was written: stage 2 of 7, warm_up." in page_of(run)[1]
+        process.kill()
+    words, figures = page_of(run)[1], RunFigures.read(run)
+    assert "It was killed in stage 2 of 7, warm_up; the same command continues." in words and "How to go on" in words
+    assert (figures.state, figures.stages[1].status) == ("interrupted", "interrupted")
+    assert "killed while it was running" in str(run._table())
 
 
 def test_candidates_of_a_synthesis_that_was_cut_short(tmp_path: Path) -> None:

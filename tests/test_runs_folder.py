@@ -255,6 +255,8 @@ def test_estimates(tmp_path: Path) -> None:
         manifest.stage("prepare").seconds = 30.0
     run = Run.open(tiny_recipe(), tmp_path)
     assert "not foreseen" in expected_time(run.recipe, tmp_path)
+    assert "--size tiny" in expected_time(run.recipe, tmp_path)
+    assert "--size tiny" not in expected_time(run.recipe.resized("tiny"), tmp_path)
     for seed, seconds in ((2, 60.0), (3, 240.0)):
         whole = Run.open(tiny_recipe(seed=seed), tmp_path)
         with ManifestFile(whole.folder / "manifest.json").change() as manifest:

@@ -134,6 +134,7 @@ def test_a_run_with_poison_ends_with_exactly_the_poison_counted(
     write_report(run)
     report = run.path("report.html").read_text(encoding="utf-8")
     assert "What came of the requests" in report
+    assert 'data-label="read"' in report
     progress = sum(expected.get(name, 0) for name in UNREAD)
     assert progress > 0
     # Stages read again what they know, and count nothing twice.

@@ -20,7 +20,7 @@ from optimsyn.batch.child_process import run_command
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.lookup import run_folder
-from optimsyn.runs.outcomes import run_state
+from optimsyn.runs.outcomes import manifest_now, run_state
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Question
@@ -224,7 +224,7 @@ class Toolbox:
         loaded = self._guard.recipe(recipe, size, changes)
         folder = self._guard.path(Run.folder_of(loaded, self._runs))
         run = Run(folder, loaded)
-        if (folder / "manifest.json").is_file() and run_state(run.manifest).kind == "finished":
+        if (folder / "manifest.json").is_file() and run_state(*manifest_now(run)).kind == "finished":
             # What is finished costs nothing, whatever its forecast was.
             self._jobs.ledger.begin(folder)
             return self._status(run)
@@ -327,8 +327,8 @@ class Toolbox:
         return Run.load(folder)
 
     def _status(self, run: Run) -> results.RunStatus:
-        manifest, job = run.manifest, self._jobs.of(run)
-        state = run_state(manifest)
+        (manifest, alive), job = manifest_now(run), self._jobs.of(run)
+        state = run_state(manifest, alive)
         working = job is not None and job.code is None
         return results.RunStatus(
             run=self._guard.shown(run.folder),
@@ -353,14 +353,13 @@ class Toolbox:
         from optimsyn.report.summary import Summary
 
         self._guard.path(run.folder / "report.html")
-        page, state = write_report(run), run_state(run.manifest)
-        facts = RunFacts.read(run)
-        said, look = verdict(facts, state), facts.reward_look
+        page, facts = write_report(run), RunFacts.read(run)
+        said, look = verdict(facts), facts.reward_look
         finished = (run.folder / "summary.json").is_file()
         return results.Report(
             run=self._guard.shown(run.folder),
             html=self._guard.shown(page.resolve()),
-            state=state.kind,
+            state=facts.state.kind,
             headline=said.headline,
             ends=said.ends,
             sentences=list(said.sentences),

@@ -17,7 +17,7 @@ from optimsyn.report.page.verdict import verdict
 from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.manifest import Status
-from optimsyn.runs.outcomes import judgement, run_state
+from optimsyn.runs.outcomes import judgement
 
 if TYPE_CHECKING:
     from optimsyn.machine.doctor import Finding
@@ -223,13 +223,12 @@ class RunFigures(Part):
     def read(cls, run: Run) -> RunFigures:
         """The figures of a run, from its files."""
         facts = RunFacts.read(run)
-        state = run_state(facts.manifest)
-        outcome = verdict(facts, state)
+        outcome = verdict(facts)
         report = run.folder / REPORT
         return cls(
             name=run.name,
             folder=str(run.folder),
-            state=state.kind,
+            state=facts.state.kind,
             headline=_plain(outcome.headline),
             sentences=tuple(_plain(text) for text in (outcome.ends, *outcome.sentences) if text),
             comparisons=tuple(

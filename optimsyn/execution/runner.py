@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -197,10 +198,11 @@ def _execute(run: Run, stage: str) -> None:
         with suppress(OSError):
             run.mark_stopped(stage, "failed", failure, seconds=_until_now(run, stage))
         kind = "" if error.kind == "StageError" else f"{error.kind}: "
+        opening = f"optimsyn open {shlex.quote(str(run.folder))}"
         raise StageError(
             f"stage {stage} failed: {kind}{reason.removeprefix(f'stage {stage}: ')}\n"
             f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"
-            f"  Everything until then is kept; the same command continues, `optimsyn open {run.folder}` opens it."
+            f"  Everything until then is kept; the same command continues, `{opening}` opens it."
         ) from error
     except KeyboardInterrupt:
         cell, source = stopped_cell(output)

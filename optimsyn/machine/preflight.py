@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,10 +112,15 @@ def checked(
     if blocked is not None:
         preflight.problems.append(f"{blocked}: is a file, so no run folder can be made in it; give another --root")
         return preflight
+    folder = Run.folder_of(recipe, root)
+    place = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        preflight.problems.append(
+            f"{place}: cannot be written to, so a run cannot keep its files in {folder}; fix the permissions of the "
+            "folder or give another --root"
+        )
     preflight.time = expected_time(recipe, root)
-    preflight.disk = disk_need(
-        recipe, Run.folder_of(recipe, root), weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes)
-    )
+    preflight.disk = disk_need(recipe, folder, weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes))
     preflight.problems += [preflight.disk.problem] if preflight.disk.problem is not None else []
     preflight.warnings += [preflight.disk.warning] if preflight.disk.warning is not None else []
     return preflight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from optimsyn.base.errors import RecipeError
@@ -41,12 +42,25 @@ def _is_file(path: Path) -> bool:
     return path.suffix in {".yaml", ".yml"} or path.is_file()
 
 
+def no_recipe_to_copy(name: str) -> RecipeError:
+    """The error for a name that is no recipe file, such as that of the copy in the recipe's place."""
+    shipped = ", ".join(_shipped())
+    if (Path(name).expanduser() / "manifest.json").is_file():
+        return RecipeError(f"{name}: is a run; copy its recipe.yaml, or name one of {shipped}")
+    copied = f"optimsyn new quickstart {shlex.quote(name)}"
+    return RecipeError(f"{name}: there is no such recipe to copy; name one of {shipped} before it, as in `{copied}`")
+
+
+def _shipped() -> list[str]:
+    return sorted(file.stem for file in recipes_folder().glob("*.yaml"))
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe that is given as a path, as a run folder or as the name of one that comes with optimsyn."""
     path = Path(name).expanduser()
     if _is_file(path) or (path / "manifest.json").is_file():
         return path
-    shipped = sorted(file.stem for file in recipes_folder().glob("*.yaml"))
+    shipped = _shipped()
     if name in shipped:
         return recipes_folder() / f"{name}.yaml"
     if path.is_dir():

@@ -6,6 +6,7 @@ here; `optimsyn.machine.preflight` checks what depends on the machine (files, ke
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -138,7 +139,7 @@ class Recipe(Shown, Whole):
 
         raw, text = read_mapping(file)
         if described_by(raw) == "study":
-            cure = f"use `optimsyn study {file}`, with --status to check it"
+            cure = f"use `optimsyn study {shlex.quote(str(file))}`, with --status to check it"
             raise RecipeError(f"{file}: is a study, not a recipe; {cure}")
         influence = raw.get("influence")
         # A simulated training takes no mean of gradients.

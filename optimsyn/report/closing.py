@@ -14,7 +14,6 @@ from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import REPORT
 from optimsyn.report.page.verdict import verdict
 from optimsyn.runs.folder import Run
-from optimsyn.runs.outcomes import run_state
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +34,7 @@ def show_end(run: Run, console: Console) -> None:
 
 def closing_sentences(facts: RunFacts) -> list[str]:
     """Paragraphs about a finished run: what was made, what it did, what that does not show, what it cost."""
-    outcome = verdict(facts, run_state(facts.manifest))
+    outcome = verdict(facts)
     effect = " ".join(filter(None, (outcome.headline, outcome.ends, *outcome.sentences)))
     limits = [f"- {each.what}: {each.limit[:1].lower()}{each.limit[1:]}" for each in outcome.comparisons]
     shown = "\n".join(["What this does not show:", *limits]) if limits else ""

@@ -24,7 +24,6 @@ from optimsyn.report.page.verdict import Verdict, verdict
 from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import Part, word_diff
 from optimsyn.runs.folder import Run
-from optimsyn.runs.outcomes import run_state
 from optimsyn.training.intervals import UNTUNED, MetricRow
 
 # With more lines, a picture shows only the target, pairs without a rubric and the dataset of each run.
@@ -108,7 +107,6 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     letters = dict(zip(tests, [*ascii_uppercase, *map(str, range(27, len(tests) + 1))], strict=False))
     compared = []
     for run in facts:
-        state = run_state(run.manifest)
         report = run.folder / REPORT
         link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
         guiding = None
@@ -118,8 +116,8 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
             Compared(
                 label=run.name if names.count(run.name) == 1 else f"{run.folder.parent.name}/{run.name}",
                 facts=run,
-                verdict=verdict(run, state),
-                place=state.place,
+                verdict=verdict(run),
+                place=run.state.place,
                 link=link,
                 test_set=letters[run.test_set] if run.test_set else "",
                 key={row["metric"]: row for row in run.evaluation if row["variant"] == run.dataset_variant},

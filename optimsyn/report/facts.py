@@ -22,6 +22,7 @@ from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.datasets.pairs import between
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Manifest
+from optimsyn.runs.outcomes import RunState, manifest_now, run_state
 from optimsyn.runs.results.built_in import (
     OptimizePromptResult,
     PrepareResult,
@@ -68,6 +69,7 @@ class RunFacts:
     folder: Path
     recipe: Recipe
     manifest: Manifest
+    state: RunState
     secrets: list[str] = field(repr=False)
     results: dict[str, StageResult]
     prepare: PrepareResult | None
@@ -102,7 +104,8 @@ class RunFacts:
         files = _Files(run.folder, secrets)
         synthesize, look = run.folder / "synthesize", run.folder / "warm_up" / REWARD_LOOK_FILE
         variants = [name for name in run.recipe.variants if (synthesize / f"{name}.candidates.jsonl").is_file()]
-        manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
+        manifest, working = manifest_now(run)
+        manifest = Manifest.model_validate(redact_tree(manifest.model_dump(), secrets))
         read = {
             stage: read_result(raw, run.folder / stage / RESULT_FILE)
             for stage in manifest.names
@@ -115,6 +118,7 @@ class RunFacts:
             folder=run.folder,
             recipe=run.recipe,
             manifest=manifest,
+            state=run_state(manifest, working),
             secrets=secrets,
             results=results,
             prepare=_as(PrepareResult, results.get("prepare")),

@@ -20,7 +20,17 @@ from optimsyn.base.secrets.redaction import forget_secrets, redact
 from optimsyn.base.terminal.table import Shown
 from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.runs.manifest import Failure, Manifest, ManifestFile, StageRecord, now
+from optimsyn.runs.manifest import (
+    HOLDER,
+    RUN_LOCK,
+    STAGE_LOCK,
+    Failure,
+    Manifest,
+    ManifestFile,
+    StageRecord,
+    holder_of,
+    now,
+)
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 from optimsyn.runs.stage_end import disk_error_of, let_arrive
 from optimsyn.runs.stage_functions import refuse_edited
@@ -160,7 +170,7 @@ class Run(Shown):
     @contextmanager
     def _only_here(self, name: str) -> Iterator[None]:
         """Keeps two processes, such as a runner's kernel and a notebook, from working on one run at once."""
-        lock = FileLock(str(self.folder / ".stage.lock"), timeout=_STAGE_LOCK_SECONDS)
+        lock = FileLock(str(self.folder / STAGE_LOCK), timeout=_STAGE_LOCK_SECONDS)
         try:
             lock.acquire()
         except Timeout:
@@ -299,12 +309,12 @@ class Run(Shown):
         Raises:
             StageError: Another process holds it; names the process.
         """
-        holder = self.folder / ".run.holder.json"
-        lock = FileLock(str(self.folder / ".run.lock"), timeout=0)
+        holder = self.folder / HOLDER
+        lock = FileLock(str(self.folder / RUN_LOCK), timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise StageError(f"{self.name} is already running{_by_holder(holder)}; wait for it or stop it") from None
+            raise StageError(f"{_running(self.folder)}; wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "since": now()})
             yield
@@ -315,10 +325,10 @@ class Run(Shown):
     def busy(self) -> str | None:
         """A sentence about the process that holds the run; None if there is none."""
         try:
-            with FileLock(str(self.folder / ".run.lock"), timeout=0):
+            with FileLock(str(self.folder / RUN_LOCK), timeout=0):
                 return None
         except Timeout:
-            return f"{self.name} is already running{_by_holder(self.folder / '.run.holder.json')}"
+            return _running(self.folder)
 
     def progress(self) -> dict[str, Any] | None:
         """Progress of the running stage (`stage`, `done`, `total`, `what`, `seconds`), if it reports any."""
@@ -388,9 +398,7 @@ class Run(Shown):
         return f"Run({str(self.folder)!r})"
 
 
-def _by_holder(holder: Path) -> str:
-    try:
-        process = json.loads(holder.read_text(encoding="utf-8"))
-        return f" by process {process['pid']} since {process['since']}"
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return ""
+def _running(folder: Path) -> str:
+    process = holder_of(folder)
+    by = f" by process {process['pid']} since {process['since']}" if {"pid", "since"} <= process.keys() else ""
+    return f"{folder.name} is already running{by}"

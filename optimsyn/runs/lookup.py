@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,20 +34,20 @@ def run_folder(name: str, root: Path | None = None) -> Path:
     folder = Path(name).expanduser()
     if _is_run(folder):
         return folder
-    inside = _runs_in(folder)
+    inside = _near(folder)
     if inside:
         raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
     # Users often leave out the folder of the runs.
     places = (folder.resolve().parent, Path("runs") if root is None else root)
     for place in places:
-        names = _runs_in(place)
+        names = _near(place)
         begin = [run for run in names if run == folder.name or (folder.name and run.startswith(f"{folder.name}-"))]
         if len(begin) == 1:
             return place / begin[0]
         if begin:
             raise StageError(f"{folder}: {len(begin)} runs begin with this name; name one of {', '.join(begin)}")
     for place in places:
-        near = nearest(folder.name, _runs_in(place), cutoff=0.5)
+        near = nearest(folder.name, _near(place), cutoff=0.5)
         if near is not None:
             path = place / near
             here = Path.cwd()
@@ -71,6 +72,13 @@ def _is_run(folder: Path) -> bool:
 
 def _runs_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if _is_run(path)) if folder.is_dir() else []
+
+
+def _near(folder: Path) -> list[str]:
+    """Runs to suggest; what may not be looked into is none."""
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        return []
+    return sorted(path.name for path in folder.iterdir() if os.access(path, os.X_OK) and _is_run(path))
 
 
 def _reason(folder: Path) -> str:

@@ -6,6 +6,7 @@ file is replaced atomically: a reader, or a run that was killed, always finds a 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimsyn.base.errors import StageError
@@ -201,6 +202,41 @@ class ManifestFile:
 
     def _write(self, manifest: Manifest) -> None:
         write_text(self.path, manifest.model_dump_json(indent=2) + "\n")
+
+
+RUN_LOCK, HOLDER = ".run.lock", ".run.holder.json"
+STAGE_LOCK, KERNEL_LOCK = ".stage.lock", ".kernel.lock"
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process works on a run now, by the locks that `optimsyn run` asks; they end with their process.
+
+    A runner that writes the report of its own run has ended its stages and does not count.
+    """
+    if _held(folder / STAGE_LOCK) or _held(folder / KERNEL_LOCK):
+        return True
+    return _held(folder / RUN_LOCK) and holder_of(folder).get("pid") != os.getpid()
+
+
+def holder_of(folder: Path) -> dict[str, Any]:
+    """The process that holds a run, or held it when it was killed: `pid` and `since`; empty if unknown."""
+    try:
+        value = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _held(lock: Path) -> bool:
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(str(lock), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except PermissionError:  # a run of another user, whose locks cannot be asked
+        return process_lives(holder_of(lock.parent).get("pid"))
 
 
 def process_lives(pid: int | None) -> bool:

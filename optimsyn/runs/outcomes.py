@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import LOWER_IS_BETTER, variant_label
 from optimsyn.base.terminal.table import number
-from optimsyn.runs.manifest import Manifest, StageRecord
+from optimsyn.runs.manifest import Failure, Manifest, StageRecord, at_work
 from optimsyn.runs.results.built_in import (
     EvaluateResult,
     FineTuneResult,
@@ -25,11 +25,13 @@ from optimsyn.runs.results.stage_result import NOT_RECORDED, StageResult, TableR
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
+    from optimsyn.runs.protocol import RunLike
     from optimsyn.training.intervals import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
 # Most facts of a custom stage in one line.
 _FACTS = 4
+_KILLED = "killed while it was running"
 _STAGE_LABELS = {
     "prepare": "Prepare",
     "warm_up": "Warm up",
@@ -52,7 +54,7 @@ class RunState:
 
     Attributes:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
-        record: The stage that failed, was interrupted or is running; else None.
+        record: The stage that failed, was interrupted, is running, or is the next of a run at work; else None.
     """
 
     kind: StateKind
@@ -65,12 +67,32 @@ class RunState:
         """The current stage, such as `stage 5 of 7, synthesize`."""
         if self.record is None:
             return ""
-        return f"stage {self.stages.index(self.record.name) + 1} of {len(self.stages)}, {self.record.name}"
+        before = "before " if self.kind == "running" and self.record.status != "running" else ""
+        return f"{before}stage {self.stages.index(self.record.name) + 1} of {len(self.stages)}, {self.record.name}"
 
 
-def run_state(manifest: Manifest) -> RunState:
-    """State of a run according to its manifest."""
+def manifest_now(run: RunLike) -> tuple[Manifest, bool]:
+    """The manifest as it is true now, and whether a process works on the run.
+
+    A stage that is marked as running though no process works on the run was killed, which it could not record.
+    """
+    before = at_work(run.folder)
+    manifest = run.manifest
+    # Asked twice, since a stage may begin or end in between.
+    if before or at_work(run.folder):
+        return manifest, True
+    for record in manifest.stages:
+        if record.status == "running":
+            record.status, record.pid, record.error = "interrupted", None, _KILLED
+            record.failure = Failure(kind="Killed", reason=_KILLED)
+    return manifest, False
+
+
+def run_state(manifest: Manifest, working: bool) -> RunState:
+    """State of a run; its arguments are those of `manifest_now`."""
     waiting = tuple(record.name for record in manifest.stages if record.status != "finished")
+    if working and waiting and all(record.status != "running" for record in manifest.stages):
+        return RunState("running", manifest.stage(waiting[0]), waiting, manifest.names)
     for status in ("failed", "interrupted", "running"):
         for record in manifest.stages:
             if record.status == status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.table import Table
-from optimsyn.runs.outcomes import stage_label, stage_outcome
+from optimsyn.runs.outcomes import manifest_now, stage_label, stage_outcome
 from optimsyn.runs.results.reading import result_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _LONGEST_ERROR = 300
 def run_table(run: RunLike) -> Table:
     """Stages of a run with state and outcome; the same each time a finished run is opened."""
     rows = []
-    for number_, record in enumerate(run.manifest.stages, 1):
+    for number_, record in enumerate(manifest_now(run)[0].stages, 1):
         mark = f"{_MARKS[record.status]} {record.status}"
         rows.append((f"{number_}. {stage_label(record.name)}", mark, _outcome(run, record.name, record.error)))
     return Table(f"Run {run.name}", ("stage", "state", "outcome"), tuple(rows))

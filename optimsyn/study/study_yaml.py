@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +30,10 @@ def read_study(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     named = not file.exists() and (recipes_folder() / f"{path}.yaml").is_file()
     if named or (file / "manifest.json").is_file():
-        raise RecipeError(f"{path}: {_NO_STUDY.format(path=path)}")
+        raise RecipeError(f"{path}: {_NO_STUDY.format(path=shlex.quote(str(path)))}")
     raw = read_mapping(file, "study")[0]
     if described_by(raw) == "recipe":
-        raise RecipeError(f"{path}: {_NO_STUDY.format(path=path)}")
+        raise RecipeError(f"{path}: {_NO_STUDY.format(path=shlex.quote(str(path)))}")
     return raw
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def analyse(  # noqa: PLR0913 - keyword-only options, each with a default
     title = (
         f"# {plain(goal)}\n\nWritten by the analyst of optimsyn {__version__}, with the model {plain(spec.name)}, from "
         f"the recipe {plain(recipe)}. Each step is a cell that can be run again; change one, and "
-        f"`optimsyn agent --continue {path.name}` goes on from it."
+        f"`optimsyn agent --continue {shlex.quote(path.name)}` goes on from it."
     )
     made = AnalystNotebook.create(path, title, _setup(path, place, allowed))
     made.facts().update({"goal": redact(goal), "recipe": recipe, "model": spec.model_dump(exclude_defaults=True)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def last_words(
     else:
         parts = ["## Stopped without a recommendation", plain(reason)]
         if "--continue" not in reason:
-            parts.append(f"`optimsyn agent --continue {name}` goes on.")
+            parts.append(f"`optimsyn agent --continue {shlex.quote(name)}` goes on.")
     rows = list(_rows(figures))
     parts.append("It rests on these figures:" if rows else "No run of this notebook has figures of an evaluation\\.")
     if rows:

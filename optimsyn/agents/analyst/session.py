@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,9 +55,8 @@ class Session:
         except DeadKernelError as error:
             _add_error(cell, "KernelDied", "the kernel died while it ran this cell")
             self.notebook.save()
-            raise StageError(
-                f"{self.notebook.path}: the kernel died; `optimsyn agent --continue {self.notebook.path}` goes on"
-            ) from error
+            again = f"optimsyn agent --continue {shlex.quote(str(self.notebook.path))}"
+            raise StageError(f"{self.notebook.path}: the kernel died; `{again}` goes on") from error
         except KeyboardInterrupt:
             self._interrupt()
             _add_error(cell, "Interrupted", INTERRUPTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -108,7 +109,7 @@ class Work:
             try:
                 return self._steps(session, planner)
             except KeyboardInterrupt:
-                self._say(f"Interrupted: `optimsyn agent --continue {self._notebook.path}` goes on.")
+                self._say(f"Interrupted: `optimsyn agent --continue {shlex.quote(str(self._notebook.path))}` goes on.")
                 raise
             finally:
                 planner.close()
@@ -199,7 +200,8 @@ class Work:
             assert setup is not None
             session.run(setup)
             return ""
-        return f"{sentence}; `optimsyn agent --continue {self._notebook.path} --budget {more:g}` goes on"
+        again = f"optimsyn agent --continue {shlex.quote(str(self._notebook.path))} --budget {more:g}"
+        return f"{sentence}; `{again}` goes on"
 
     def _again(self, action: Action) -> str:
         """Why a call is not made once more; "" where it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optimsyn.base.counting import plural
+from optimsyn.base.errors import RecipeError
 from optimsyn.base.terminal.table import duration
 from optimsyn.recipe.bundled import recipes_folder
 from optimsyn.recipe.recipe import Recipe
@@ -33,8 +34,17 @@ def expected_time(recipe: Recipe, root: Path) -> str:
         return f"It will take {_QUICKSTART}"
     models = recipe.models
     names = dict.fromkeys(spec.name for spec in (*models.writers.values(), models.target, recipe.trained_target))
+    tiny = "" if _is_tiny(recipe) else ", `--size tiny` goes through every stage in minutes"
     return (
         f"How long it will take is not foreseen: no run of {recipe.name} has finished in {root}, and how fast "
         f"{', '.join(names)} {'works' if len(names) == 1 else 'work'} here is not known. `optimsyn preview` shows the "
-        "time of a few pairs, `--size tiny` goes through every stage in minutes"
+        f"time of a few pairs{tiny}"
     )
+
+
+def _is_tiny(recipe: Recipe) -> bool:
+    """Whether size tiny would change nothing."""
+    try:
+        return recipe.resized("tiny").fingerprint == recipe.fingerprint
+    except RecipeError:  # its texts are on the hub only, so it is of full size
+        return False

@@ -25,7 +25,7 @@ from optimsyn.reward.look.record import reward_look_rows
 from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Range, counted, money
 from optimsyn.runs.manifest import Manifest, StageRecord
-from optimsyn.runs.outcomes import judgement, run_notes, run_state, stage_outcome
+from optimsyn.runs.outcomes import judgement, run_notes, stage_outcome
 from optimsyn.runs.results.built_in import HELD_COLUMNS
 from optimsyn.training.intervals import MetricRow, differs
 
@@ -84,7 +84,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
     return {
         "facts": facts,
         "recipe": facts.recipe,
-        "verdict": verdict(facts, run_state(facts.manifest)),
+        "verdict": verdict(facts),
         "tiles": _tiles(facts),
         "came_in": facts.prepare.rows if facts.prepare is not None else (),
         "lost": _lost(facts),

@@ -59,8 +59,9 @@ class Verdict:
     commands: tuple[tuple[str, str], ...]
 
 
-def verdict(facts: RunFacts, state: RunState) -> Verdict:
+def verdict(facts: RunFacts) -> Verdict:
     """The verdict on a run in any state."""
+    state = facts.state
     if state.kind == "finished":
         return Verdict(
             badge="finished",
@@ -80,7 +81,9 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
         going_on.append(("Or step on by hand in JupyterLab, where it stopped", typed["open"]))
     headline = {
         "failed": f"It failed in {state.place}.",
-        "interrupted": f"It was interrupted in {state.place}.",
+        "interrupted": f"It was interrupted in {state.place}."
+        if not _was_killed(state)
+        else f"It was killed in {state.place}; the same command continues.",
         "running": f"It was still running when this page was written: {state.place}.",
         "unfinished": f"It stopped before {state.waiting[0]}; what was done until then is finished.",
         "new": "No stage has run yet.",
@@ -102,6 +105,10 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
         failure=_failure(facts, state),
         commands=() if state.kind == "running" else tuple(going_on),
     )
+
+
+def _was_killed(state: RunState) -> bool:
+    return state.record is not None and state.record.failure is not None and state.record.failure.kind == "Killed"
 
 
 def _failure(facts: RunFacts, state: RunState) -> Failure | None:

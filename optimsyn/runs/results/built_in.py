@@ -74,7 +74,7 @@ class PrepareResult(StageResult):
             ("validation questions", self.validation, _subtasks(self.validation_subtasks)),
             ("test questions", self.test, _subtasks(self.test_subtasks)),
             *self._skipped(),
-            ("rows lost", self.lost, "; ".join(f"{n} {why}" for why, n in (self.lost_by_reason or {}).items())),
+            ("rows lost", self.lost, "; ".join(f"{n}: {why}" for why, n in (self.lost_by_reason or {}).items())),
         )
         return Cells("What came in", ("what", "count", "note"), rows)
 
