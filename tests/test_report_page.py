@@ -245,7 +245,7 @@ def test_whether_a_run_goes_on_is_asked_of_its_lock(tmp_path: Path) -> None:
     words, figures = page_of(run)[1], RunFigures.read(run)
     assert "It was killed in stage 2 of 7, warm_up; the same command continues." in words and "How to go on" in words
     assert (figures.state, figures.stages[1].status) == ("interrupted", "interrupted")
-    assert "killed while it was running" in str(run._table())
+    assert "killed while it was running" in run._repr_html_()
 
 
 def test_candidates_of_a_synthesis_that_was_cut_short(tmp_path: Path) -> None:
