@@ -116,7 +116,7 @@ def test_a_run_folder_that_cannot_be_used_stops_nobody(tmp_path: Path, fake_runs
     state, text = _run(recipes, root)
     found = _by_name(state)
     assert {name: run.state for name, run in found.items()} == {"taken": "refused", "free": "finished"}
-    assert "File exists" in (found["taken"].reason or "")
+    assert "is a file where the run's folder would be" in (found["taken"].reason or "")
     # One run alone is compared with nothing, which is no trouble to tell.
     assert "batch.html" not in text
     assert exit_code(state) == 1

@@ -113,6 +113,11 @@ def checked(
         preflight.problems.append(f"{blocked}: is a file, so no run folder can be made in it; give another --root")
         return preflight
     folder = Run.folder_of(recipe, root)
+    if folder.exists() and not folder.is_dir():
+        preflight.problems.append(
+            f"{folder}: is a file where the run's folder would be; move it or give another --root"
+        )
+        return preflight
     place = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     if not os.access(place, os.W_OK | os.X_OK):
         preflight.problems.append(
