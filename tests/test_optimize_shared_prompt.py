@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 from influence_helpers import byte_tokenizer, modules_of, tiny
 from peft import LoraConfig
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from trl import GRPOConfig
 
 from optimsyn.llm.local.group_sampling import Candidates, sample_group
-from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
+from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
 from optimsyn.optimize.shared_prompt import SharedPromptTrainer
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
@@ -122,7 +123,10 @@ def test_a_group_that_shares_its_prompt_is_sampled_as_row_by_row(kind: str, tmp_
 def test_candidates_are_those_that_the_policy_is_later_sampled_from() -> None:
     scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(2)) * 3
     found = Candidates(TOP_K, TOP_P, MIN_P, 0.9)(torch.zeros(5, 1), scores)
-    torch.testing.assert_close(found, torch.stack([truncated(row) / 0.9 for row in scores]))
+    kept = scores
+    for warper in (TopKLogitsWarper(TOP_K), TopPLogitsWarper(TOP_P), MinPLogitsWarper(MIN_P)):
+        kept = warper(torch.zeros(5, 1, dtype=torch.long), kept)
+    torch.testing.assert_close(found, kept / 0.9)
     assert 1 <= (found[0] > float("-inf")).sum() <= TOP_K
 
 

@@ -91,7 +91,7 @@ def unfinished(text: str, form: QuestionForm) -> Beginning | None:
         return None
     statement = f"{form.statement_label}:"
     asks = QUESTION_MARK.search(str(found.get("question") or ""))
-    if form.statement_label and asks and not re.search(rf"^{statement}", text, re.MULTILINE):
+    if form.statement_label and asks and not re.search(rf"^{re.escape(statement)}", text, re.MULTILINE):
         before = _until(text.splitlines()[:last], {"question"})
         return Beginning("\n".join([*before, statement]))
     needed = [key for key in in_order(form) if key.needed]

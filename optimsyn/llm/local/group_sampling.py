@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
+from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
 
 
 class Candidates(LogitsProcessor):
@@ -30,13 +30,7 @@ class Candidates(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, vocabulary], minus infinity except at candidates."""
-        values, places = scores.float().topk(min(self.top_k, scores.shape[-1]), dim=-1)
-        probabilities = values.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        keep = (before < self.top_p) & (probabilities >= self.min_p * probabilities[:, :1])
-        keep[:, 0] = True
-        values = (values / self.temperature).masked_fill(~keep, float("-inf"))
-        return torch.full_like(scores, float("-inf"), dtype=values.dtype).scatter(-1, places, values)
+        return truncated(scores, self.top_k, self.top_p, self.min_p) / self.temperature
 
 
 def caches_keys_and_values(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ async def hear(
             prompt = {"role": "user", "content": call.prompt + more.text}
             last, begun = replace(call, messages=(prompt,), schema=schema), more.text
             keys.append(model.key(last))
-            reply = _joined(begun, await model.complete(last), plain=schema is None)
+            reply = _joined(begun, last, await model.complete(last))
         try:
             value = read(reply, tokens)
         except ReplyError as error:
@@ -90,7 +91,7 @@ async def hear(
             again = True
             tokens = roomier.max_tokens or tokens
             try:
-                reply = _joined(begun, await model.complete(roomier))
+                reply = _joined(begun, roomier, await model.complete(roomier))
             except ReplyError:
                 # The service rejects the larger cap.
                 raise error from None
@@ -105,16 +106,16 @@ async def hear(
     return value, reply
 
 
-def _joined(begun: str, reply: Reply, *, plain: bool = True) -> Reply:
-    """The reply after its beginning; one that a schema held to its options is their JSON."""
+def _joined(begun: str, call: Call, reply: Reply) -> Reply:
+    """The reply to a call after its beginning; one that a schema held to its options is their JSON."""
+    if not begun:
+        return reply
     text = reply.text
-    if not plain:
-        try:
+    if call.schema is not None:
+        # What was cut is no JSON; `read` says so.
+        with contextlib.suppress(ValueError):
             text = f" {json.loads(text)}\n"
-        except ValueError:
-            # It was cut, and `read` says so.
-            plain = True
-    return reply.model_copy(update={"text": begun + text}) if begun else reply
+    return reply.model_copy(update={"text": begun + text})
 
 
 def field_of(role: str) -> str:
