@@ -28,13 +28,14 @@ from optimize_helpers import (
 )
 from runs_helpers import tiny_recipe
 
-from optimsyn.base.errors import ServiceError, StageError
+from optimsyn.base.errors import ModelError, ServiceError, StageError
 from optimsyn.base.files import iter_json
 from optimsyn.data.records import Pair
+from optimsyn.llm.local import group_sampling
 from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
-from optimsyn.optimize.rounds import judged, training
+from optimsyn.optimize.rounds import judged, loop, training
 from optimsyn.optimize.rounds.held import compared
 from optimsyn.optimize.rounds.taught import taught_rubrics
 from optimsyn.optimize.rounds.weights import weights_of
@@ -347,3 +348,71 @@ def test_expert_iteration_begins_with_what_the_author_has_judged(policy: Path, t
     task = task_of(policy, tmp_path / "taught", reward, "expert", **small)
     task.taught = lessons(reward, 2)
     assert train_policy(task).history[0]["trained_on"] < 10
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (group_sampling, loop):
+        monkeypatch.setattr(module, "SHARED_DEVICES", ())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_as_on_a_gpu_all_groups_of_a_round_are_sampled_in_one_batch(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    generate = group_sampling.generate
+
+    def counted(model: Any, tokenizer: Any, rows: Any, **more: Any) -> Any:
+        batches.append(len(rows))
+        return generate(model, tokenizer, rows, **more)
+
+    monkeypatch.setattr(group_sampling, "generate", counted)
+    task = task_of(policy, tmp_path, make_reward(source="train_policy"), "expert")
+    found = train_policy(task)
+    assert found.outcome["held_low"] > 0 and mean_worth(policy, found.adapter) > mean_worth(policy, None)
+    assert batches[:2] == [6 * 8, 3 * 2 * 8]  # held passages, then a round's steps
+    rubrics = list(iter_json(tmp_path / "rubrics.jsonl"))
+    assert all(row["reward"] == pytest.approx(earned(row)) for row in rubrics if "junk" not in row["text"])
+    assert all(row["finished"] == (row["completion"][-1] in (1, 3)) for row in rubrics)
+
+
+def test_batches_of_several_prompts_continue_each_as_alone(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    prompts = [tokenizer(text).input_ids for text in ("a name", "a name of a number", "name a")]
+    # So cold that the most likely token is always drawn.
+    how = group_sampling.Sampling(2, 1e-6, 12, (tokenizer.eos_token_id,))
+    alone = list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how))
+    monkeypatch.setattr(group_sampling, "SHARED_DEVICES", ())
+    assert list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how)) == alone
+    # Batches of one where the memory allows no more, and another reply for another seed.
+    monkeypatch.setattr(group_sampling, "fitting", lambda model, rows: rows[:1])
+    assert list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how)) == alone
+    warm = replace(how, temperature=1.0)
+    first, again, other = (
+        list(group_sampling.sample_groups(model, tokenizer, prompts[:1], [seed], warm)) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_gpu_too_small_for_a_batch_samples_half_of_it(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    how = group_sampling.Sampling(4, 1.0, 8, (tokenizer.eos_token_id,))
+    monkeypatch.setattr(group_sampling, "SHARED_DEVICES", ())
+    whole = list(group_sampling.sample_groups(model, tokenizer, [[5, 6, 7]], [1], how))
+    generate, most = group_sampling.generate, 1
+
+    def short(model: Any, tokenizer: Any, rows: Any, **more: Any) -> Any:
+        if len(rows) > most:
+            raise torch.cuda.OutOfMemoryError
+        return generate(model, tokenizer, rows, **more)
+
+    monkeypatch.setattr(group_sampling, "generate", short)
+    assert list(group_sampling.sample_groups(model, tokenizer, [[5, 6, 7]], [1], how)) == whole
+    most = 0
+    with pytest.raises(ModelError, match="optimizers.policy.max_tokens"):
+        list(group_sampling.sample_groups(model, tokenizer, [[5, 6, 7]], [1], how))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,31 +185,44 @@ class PolicyTask:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return prompt_ids(tokenizer, messages, self.spec.template_arguments)
 
-    def sample(self, model: Any, tokenizer: Any, row: dict[str, Any], count: int | None = None) -> list[Sampled]:
-        """`group_size` rubrics, or `count`, for a row, sampled as when the policy is used; seed torch beforehand."""
-        from optimsyn.llm.local.group_sampling import sample_group
+    def sample(
+        self,
+        model: Any,
+        tokenizer: Any,
+        rows: Sequence[dict[str, Any]],
+        seeds: Sequence[int],
+        count: int | None = None,
+    ) -> Generator[list[Sampled]]:
+        """`group_size` rubrics, or `count`, for each row, sampled as when the policy is used.
 
-        prompt = self.prompt_ids(tokenizer, row)
+        On a GPU all rows are sampled together, on a CPU each when it is asked for.
+
+        Args:
+            model: The policy.
+            tokenizer: Its tokenizer.
+            rows: See `row`.
+            seeds: Of each row's sampling.
+            count: Rubrics of each row; None: `group_size`.
+        """
+        from optimsyn.llm.local.group_sampling import Sampling, sample_groups
+
+        prompts = [self.prompt_ids(tokenizer, row) for row in rows]
+        declared = model.generation_config.eos_token_id
+        ends = (declared,) if isinstance(declared, int) else tuple(declared or ())
+        how = Sampling(count or self.config.group_size, self.config.temperature, self.config.max_tokens, ends)
         training = model.training
         model.eval()
-        written = sample_group(
-            model,
-            prompt,
-            count or self.config.group_size,
-            temperature=self.config.temperature,
-            max_tokens=self.config.max_tokens,
-            pad=tokenizer.pad_token_id,
-        )
-        model.train(training)
-        declared = model.generation_config.eos_token_id
-        ends = {declared} if isinstance(declared, int) else set(declared or ())
-        samples = []
-        for completion in written:
-            end = next((place for place, token in enumerate(completion) if token in ends), None)
-            tokens = completion if end is None else completion[: end + 1]
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            samples.append(Sampled(text, prompt, tokens, finished=end is not None))
-        return samples
+        try:
+            groups = sample_groups(model, tokenizer, prompts, seeds, how)
+            for prompt, group in zip(prompts, groups, strict=True):
+                yield [
+                    Sampled(
+                        tokenizer.decode(tokens, skip_special_tokens=True), prompt, tokens, finished=tokens[-1] in ends
+                    )
+                    for tokens in group
+                ]
+        finally:
+            model.train(training)
 
     def judge(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float | None]:
         """The reward of each completion for the row at the same index; None where it could not be judged.

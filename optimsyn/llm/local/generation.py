@@ -26,6 +26,8 @@ _STOP_WINDOW = 8
 _PROMPT_TAIL = 8
 # Bytes for each row and token of the vocabulary while a token is sampled: logits, and copies of them.
 _SAMPLING_BYTES = 16
+# The sampling's share of the memory that is free when a batch begins; target and training need the rest.
+_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Generated:
-    """One reply: its text without stop sequence and special tokens, its length in tokens, and why it ended."""
+    """One reply: its text without stop sequence and special tokens, its tokens with an end token, and why it ended."""
 
     text: str
-    tokens: int
+    ids: list[int]
     finish_reason: str
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+        return len(self.ids)
 
 
 class SeededSampling(LogitsProcessor):
@@ -165,9 +172,23 @@ def row_bytes(model: Any, tokens: int) -> int:
     return tokens * token + _SAMPLING_BYTES * vocabulary
 
 
+def fitting(model: Any, rows: Sequence[Row]) -> Sequence[Row]:
+    """The first rows, as many as are estimated to fit the sampling's share of a GPU's free memory; on a CPU all."""
+    if model.device.type != "cuda":
+        return rows
+    free = torch.cuda.mem_get_info(model.device)[0]
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    tokens = max(len(row.ids) for row in rows) + max(row.max_tokens for row in rows)
+    return rows[: max(1, int(free * _MEMORY_SHARE / row_bytes(model, tokens)))]
+
+
 @torch.inference_mode()
 def generate(
-    model: Any, tokenizer: Any, rows: Sequence[Row], given_up: Sequence[Callable[[], bool]] = ()
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    given_up: Sequence[Callable[[], bool]] = (),
+    ends: Sequence[int] | None = None,
 ) -> list[Generated]:
     """Replies to a batch of prompts, in order.
 
@@ -176,17 +197,19 @@ def generate(
         tokenizer: Its tokenizer; rows are padded here, on the left.
         rows: The prompts.
         given_up: For each row, whether its reply is no longer wanted; it then ends where it is.
+        ends: The tokens that end a reply; None: those of the model.
     """
     width = max(len(row.ids) for row in rows)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=model.device)
-    ends = end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer) if ends is None else ends
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max(row.max_tokens for row in rows),
         pad_token_id=pad,
-        eos_token_id=ends or None,
+        eos_token_id=list(ends) or None,
+        use_cache=True,
     )
     output = model.generate(
         input_ids=ids,
@@ -209,5 +232,5 @@ def _finished(tokenizer: Any, row: Row, new: list[int], ends: Sequence[int]) -> 
     text = tokenizer.decode([*tail, *content], skip_special_tokens=True)[before:]
     cuts = [text.index(stop) for stop in row.stop if stop in text]
     if cuts:
-        return Generated(text[: min(cuts)], len(content), "stop")
-    return Generated(text, len(content) + (ended is not None), "length" if ended is None else "stop")
+        return Generated(text[: min(cuts)], content, "stop")
+    return Generated(text, new if ended is None else new[: ended + 1], "length" if ended is None else "stop")

@@ -1,15 +1,24 @@
-"""Samples of one prompt by a local model: it runs the prompt once, and cuts candidates without sorting a vocabulary."""
+"""Several samples of each prompt by a local model: a prompt at a time on a CPU, all in large batches on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from optimsyn.base.errors import ModelError
+from optimsyn.base.seeds import derive_seed
+from optimsyn.llm.local.generation import Row, fitting, generate
+from optimsyn.llm.local.loading import LARGE_BATCH
 from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
+from optimsyn.llm.local.turns import SHARED_DEVICES, turn
+
+_log = logging.getLogger(__name__)
 
 
 class Candidates(LogitsProcessor):
@@ -37,6 +46,94 @@ def caches_keys_and_values(model: Any) -> bool:
     """Whether a model of transformers caches keys and values only; state-space and hybrid layers cache other things."""
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How continuations are sampled.
+
+    Attributes:
+        count: How many of each prompt.
+        temperature: Sampling temperature.
+        max_tokens: Longest continuation.
+        ends: The tokens that end one.
+    """
+
+    count: int
+    temperature: float
+    max_tokens: int
+    ends: tuple[int, ...]
+
+
+def sample_groups(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling
+) -> Generator[list[list[int]]]:
+    """Samples several continuations of each prompt, cut as llama.cpp cuts by default.
+
+    On a CPU a group is sampled when it is asked for; on a GPU all are, in batches that fit its memory.
+
+    Args:
+        model: A causal language model of transformers, or a PEFT model of one, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Tokens of the prompts.
+        seeds: A seed for each prompt.
+        how: How many continuations of each, and how they are sampled.
+
+    Yields:
+        For each prompt the tokens after it, with the end token where there is one.
+
+    Raises:
+        ModelError: A GPU's memory is too small for a single continuation.
+    """
+    if model.device.type in SHARED_DEVICES:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            torch.manual_seed(seed)
+            written = sample_group(
+                model,
+                prompt,
+                how.count,
+                temperature=how.temperature,
+                max_tokens=how.max_tokens,
+                pad=tokenizer.pad_token_id,
+            )
+            yield [_up_to_end(tokens, how.ends) for tokens in written]
+        return
+    rows = [
+        Row(list(prompt), how.temperature, how.max_tokens, derive_seed(seed, index))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+        for index in range(how.count)
+    ]
+    replies: list[list[int]] = []
+    most = LARGE_BATCH
+    while len(replies) < len(rows):
+        with turn(model.device):
+            batch = fitting(model, rows[len(replies) :][:most])
+            written = _replies(model, tokenizer, batch, how.ends)
+        replies += written
+        if not written:
+            most = len(batch) // 2
+            if most == 0:
+                raise ModelError(
+                    "the policy: too little GPU memory for a batch of one rubric; lower optimizers.policy.max_tokens, "
+                    "use shorter passages, or choose a smaller model"
+                )
+            _log.warning("the policy: too little GPU memory for %d rubrics at once; going on with %d", 2 * most, most)
+    for first in range(0, len(rows), how.count):
+        yield replies[first : first + how.count]
+
+
+def _replies(model: Any, tokenizer: Any, rows: Sequence[Row], ends: Sequence[int]) -> list[list[int]]:
+    """The tokens of the rows' replies; none if the GPU's memory ran out."""
+    try:
+        return [reply.ids for reply in generate(model, tokenizer, rows, ends=ends)]
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return []
+
+
+def _up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    return tokens if end is None else tokens[: end + 1]
 
 
 @torch.no_grad()
@@ -76,6 +173,7 @@ def sample_group(
         min_p=None,
         max_new_tokens=max_tokens,
         pad_token_id=pad,
+        use_cache=True,
     )
     continued: list[list[int]] = written[:, len(prompt) :].tolist()
     return continued

@@ -32,8 +32,6 @@ _log = logging.getLogger(__name__)
 _GATHER_S = 0.01
 # On a CPU eight rows take little longer than one, because reading the weights dominates.
 _SMALLEST_FULL_BATCH = 8
-# The generator's share of the memory that is free when a batch begins; target and policy need the rest.
-_MEMORY_SHARE = 0.25
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
 
@@ -172,14 +170,14 @@ class LocalModel(LanguageModel):
         """Replies to as many of these calls, from the first on, as fit the memory; none if it ran out."""
         import torch
 
-        from optimsyn.llm.local.generation import generate
+        from optimsyn.llm.local.generation import fitting, generate
 
         started = time.monotonic()
         rows = [waiting.row for waiting in batch]
         generated: list[Generated] | None = None
         with turn(self._model.device):
             try:
-                rows = self._fitting(rows)
+                rows = list(fitting(self._model, rows))
                 given_up = [waiting.future.cancelled for waiting in batch[: len(rows)]]
                 generated = generate(self._model, self._tokenizer, rows, given_up)
             except torch.cuda.OutOfMemoryError:
@@ -199,20 +197,6 @@ class LocalModel(LanguageModel):
             )
             for row, result in zip(rows, generated, strict=True)
         ]
-
-    def _fitting(self, rows: list[Row]) -> list[Row]:
-        """The first rows, as many as are estimated to fit the generator's share of a GPU's free memory."""
-        if self._model.device.type != "cuda":
-            return rows
-        import torch
-
-        from optimsyn.llm.local.generation import row_bytes
-
-        device = self._model.device
-        free = torch.cuda.mem_get_info(device)[0]
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        tokens = max(len(row.ids) for row in rows) + max(row.max_tokens for row in rows)
-        return rows[: max(1, int(free * _MEMORY_SHARE / row_bytes(self._model, tokens)))]
 
     def _shrink(self, rows: int) -> None:
         """Halves the batch after the GPU's memory ran out with so many rows.
@@ -243,7 +227,11 @@ class LocalModel(LanguageModel):
         if self._model is None:
             from optimsyn.llm.local.loading import load_causal_lm
 
-            self._model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
+            model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
+            if self._adapter is not None and self.spec.quantization is None:
+                # One product for each layer in place of three, and the same replies but for rounding.
+                model = model.merge_and_unload()
+            self._model = model
 
     async def aclose(self) -> None:
         """Frees the model's memory after the running batch; a later call loads it again."""

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
+from optimsyn.llm.local.loading import LARGE_BATCH
+from optimsyn.llm.local.turns import SHARED_DEVICES, turn
 from optimsyn.optimize.policy_task import RUBRICS, PolicyTask
 from optimsyn.optimize.quiet import quiet
 from optimsyn.optimize.rounds.held import compared, end_of, held_ids
-from optimsyn.optimize.rounds.judged import JudgedRubric, RubricFile, by_passage, has_signal
+from optimsyn.optimize.rounds.judged import JudgedRubric, Place, RubricFile, by_passage, has_signal
 from optimsyn.optimize.rounds.taught import taught_rubrics
 from optimsyn.optimize.rounds.training import Learn
 from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, kl_per_token, put_weights, weights_of
@@ -94,7 +96,7 @@ class _Rounds:
         row = {"step": number, **self._draw(number)}
         put_weights(self.model, self.start)
         judged = by_passage([*self.taught, *(rubric for rubric in self.file.all() if not rubric.held)])
-        with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
+        with turn(self.model.device), self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
             trained = learn(self.task, self.model, self.tokenizer, list(judged.values()))
         row |= {"trained_on": trained.examples, "loss": trained.loss}
         if trained.examples:
@@ -121,10 +123,10 @@ class _Rounds:
 
     def _draw(self, number: int) -> dict[str, Any]:
         """Samples and judges the rubrics of a round, with groups that tell nothing drawn twice; the numbers of them."""
-        at_once = min(self.config.passages_per_step, len(self.passages))
-        total, again, silent = self.config.steps * at_once, 0, 0
-        for first in range(0, total, at_once):
-            groups = range(first, first + at_once)
+        a_step = min(self.config.passages_per_step, len(self.passages))
+        total, again, silent = self.config.steps * a_step, 0, 0
+        for first in range(0, total, at_once := self._at_once(a_step)):
+            groups = range(first, min(first + at_once, total))
             drawn = self._groups([(number, False, group, 0) for group in groups])
             mute = [group for group in groups if not has_signal(drawn[group - first])]
             second = self._groups([(number, False, group, 1) for group in mute])
@@ -132,7 +134,7 @@ class _Rounds:
             silent += sum(
                 not has_signal([*drawn[group - first], *rows]) for group, rows in zip(mute, second, strict=True)
             )
-            self._tick()
+            self._tick(len(groups) // a_step)
         rows = [row for row in self.file.all() if row.round == number and not row.held]
         judged = [row for row in rows if row.reward is not None]
         rewards = [row.reward for row in rows if row.reward is not None]
@@ -149,7 +151,7 @@ class _Rounds:
     def _held_rewards(self, number: int) -> dict[str, float]:
         """The mean reward on each held passage of the policy after a round; the model has its weights if it is new."""
         places = [(number, True, group, 0) for group in range(len(self.held))]
-        at_once = self.config.passages_per_step
+        at_once = self._at_once(self.config.passages_per_step)
         drawn = [
             rows for first in range(0, len(places), at_once) for rows in self._groups(places[first : first + at_once])
         ]
@@ -158,16 +160,21 @@ class _Rounds:
         )
         return {passage: fmean(rewards) for passage, rewards in by_group if rewards}
 
-    def _groups(self, places: Sequence[tuple[int, bool, int, int]]) -> list[list[JudgedRubric]]:
+    def _groups(self, places: Sequence[Place]) -> list[list[JudgedRubric]]:
         """The groups at these places; those that are not in the file yet are sampled, and judged at once."""
+        missing = [place for place in places if self.file.group(place) is None]
+        rows = [self._row(place) for place in missing]
+        seeds = [derive_seed(self.task.seed, "sample", *self._seeded(place)) for place in missing]
+        groups = self.task.sample(self.model, self.tokenizer, rows, seeds)
         asked, texts, sampled = [], [], []
-        for place in places:
-            if self.file.group(place) is None:
-                row, rubrics = self._sample(place)
-                asked += [row] * len(rubrics)
-                texts += [rubric.text for rubric in rubrics]
-                sampled += [(place, rubric) for rubric in rubrics]
-                self.task.trl_reward.write_ahead([row] * len(rubrics), [rubric.text for rubric in rubrics])
+        for place, row in zip(missing, rows, strict=True):
+            with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
+                rubrics = next(groups)
+            asked += [row] * len(rubrics)
+            texts += [rubric.text for rubric in rubrics]
+            sampled += [(place, rubric) for rubric in rubrics]
+            self.task.trl_reward.write_ahead([row] * len(rubrics), [rubric.text for rubric in rubrics])
+        groups.close()
         if asked:
             verdicts = self.task.judgements(asked, texts)
             self.file.add(
@@ -188,23 +195,25 @@ class _Rounds:
             )
         return [self.file.group(place) or [] for place in places]
 
-    def _sample(self, place: tuple[int, bool, int, int]) -> tuple[dict[str, Any], Any]:
-        """A group's row and its rubrics."""
-        import torch
-
-        number, held, group, draw = place
-        passage: Passage = self.held[group] if held else self._passage(number, group)
-        # Held passages have the same seeds in every round, so that policies differ in their weights alone.
-        seeded = ("held", passage.id) if held else ("rounds", number, group, draw, passage.id)
+    def _row(self, place: Place) -> dict[str, Any]:
+        """A group's row."""
+        passage = self._passage(place)
         # One form a passage, since rubrics are compared across rounds and the form is in the prompt.
         kind = self.task.shape.kind_for(derive_seed(self.task.seed, "kind", passage.id))
-        row = self.task.row(self.tokenizer, passage, derive_seed(self.task.seed, *seeded), kind)
-        torch.manual_seed(derive_seed(self.task.seed, "sample", *seeded))
-        with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
-            return row, self.task.sample(self.model, self.tokenizer, row)
+        return self.task.row(self.tokenizer, passage, derive_seed(self.task.seed, *self._seeded(place)), kind)
 
-    def _passage(self, number: int, group: int) -> Passage:
+    def _seeded(self, place: Place) -> tuple[Any, ...]:
+        """What a group's seeds are derived from."""
+        number, held, group, draw = place
+        passage = self._passage(place)
+        # Held passages have the same seeds in every round, so that policies differ in their weights alone.
+        return ("held", passage.id) if held else ("rounds", number, group, draw, passage.id)
+
+    def _passage(self, place: Place) -> Passage:
         """The passage of a group: they are used in their order, each round going on where the last one ended."""
+        number, held, group, _ = place
+        if held:
+            return self.held[group]
         a_round = self.config.steps * min(self.config.passages_per_step, len(self.passages))
         return self.passages[((number - 1) * a_round + group) % len(self.passages)]
 
@@ -226,6 +235,12 @@ class _Rounds:
     def _path(self, number: int) -> Path:
         return self.task.checkpoints / f"round-{number}.safetensors"
 
-    def _tick(self) -> None:
-        self.progress += 1
+    def _at_once(self, a_step: int) -> int:
+        """Groups that are sampled and judged together: on a CPU those of a step, on a GPU those of a large batch."""
+        if self.model.device.type in SHARED_DEVICES:
+            return a_step
+        return max(1, LARGE_BATCH // self.config.group_size // a_step) * a_step
+
+    def _tick(self, steps: int = 1) -> None:
+        self.progress += steps
         self.task.progress(self.progress, self.config.rounds * (self.config.steps + 1) + 1)

@@ -95,12 +95,11 @@ def kl_per_token(model: Any, start: Weights | None, rubrics: Sequence[tuple[list
 
 def kl_on_fresh_rubrics(task: PolicyTask, model: Any, tokenizer: Any, start: Weights | None) -> float | None:
     """`kl_per_token` on rubrics that are sampled for it, one for each of a few passages, and not judged."""
-    import torch
-
-    rubrics = []
-    for passage in task.passages[:_FRESH]:
-        kind = task.shape.kind_for(derive_seed(task.seed, "kl", passage.id))
-        torch.manual_seed(derive_seed(task.seed, "kl", passage.id))
-        (rubric,) = task.sample(model, tokenizer, task.row(tokenizer, passage, 0, kind), count=1)
-        rubrics.append((rubric.prompt, rubric.completion))
+    passages = task.passages[:_FRESH]
+    seeds = [derive_seed(task.seed, "kl", passage.id) for passage in passages]
+    rows = [
+        task.row(tokenizer, passage, 0, task.shape.kind_for(seed))
+        for passage, seed in zip(passages, seeds, strict=True)
+    ]
+    rubrics = [(rubric.prompt, rubric.completion) for (rubric,) in task.sample(model, tokenizer, rows, seeds, count=1)]
     return kl_per_token(model, start, rubrics)
