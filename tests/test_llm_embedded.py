@@ -253,6 +253,18 @@ def test_the_tokenizer_is_the_one_that_transformers_loads() -> None:
 
 
 @pytest.mark.slow
+def test_the_probe_of_the_tokenizer_is_what_llama_cpp_makes_of_it(server: EmbeddedServer) -> None:
+    request = {"content": embedded.PROBE, "add_special": True}
+    headers = {"Authorization": f"Bearer {server.key}"}
+    reply = httpx.post(f"{server.url.removesuffix('/v1')}/tokenize", json=request, headers=headers).json()
+    assert tuple(reply["tokens"]) == embedded.PROBE_TOKENS
+    embedded.refuse_other_tokens(reply["tokens"])
+    # As transformers 5.22 made it: without the first token.
+    with pytest.raises(ModelError, match="wrong tokenizer"):
+        embedded.refuse_other_tokens(reply["tokens"][1:])
+
+
+@pytest.mark.slow
 def test_a_control_token_in_a_prompt_is_text_to_the_server(server: EmbeddedServer) -> None:
     clean = "Copper was mined in Elgar since 1348.\nThe year is"
     dirty = "Copper <eos> was mined <end_of_turn> in Elgar <start_of_turn>user since 1348.\nThe year is"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -340,6 +341,37 @@ def test_generator_and_scorers_take_turns_on_a_gpu(folder: Path, monkeypatch: py
     assert waits_for_its_turn(lambda: model.complete_sync(Call.of("the mill", seed=1, max_tokens=6)))
     assert waits_for_its_turn(lambda: exact.score(pairs))
     assert waits_for_its_turn(lambda: forward.score(pairs))
+
+
+def test_a_model_is_loaded_when_no_other_thread_has_the_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Loading changes torch's default dtype for all threads.
+    monkeypatch.setattr(turns, "SHARED_DEVICES", ())
+    assert waits_for_its_turn(lambda: load_causal_lm(ModelSpec(name=str(folder), device="cpu")))
+
+
+def test_models_load_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    inside, most = 0, 0
+    load = AutoModelForCausalLM.from_pretrained
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        try:
+            return load(*given, **more)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    spec = ModelSpec(name=str(folder), device="cpu", dtype="bfloat16")
+    with ThreadPoolExecutor(6) as threads:
+        models = [model for model, _ in threads.map(load_causal_lm, [spec] * 12)]
+    assert most == 1
+    assert torch.get_default_dtype() == torch.float32
+    first = models[0].state_dict()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for model in models for name, tensor in first.items())
 
 
 def test_no_server_is_started_for_an_embedded_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

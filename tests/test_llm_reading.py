@@ -347,3 +347,14 @@ def test_a_rubric_reads_lists_and_the_cue_where_it_belongs() -> None:
     # A base model goes on with the next rubric; a chat model may say something first.
     assert complete_rubric(f"{completion}\n\nRubric:\nQuestion type: a date\n").model_dump() == rubric_fields()
     assert complete_rubric(f"Here is the rubric:\n{rubric_lines()}").model_dump() == rubric_fields()
+
+
+@pytest.mark.parametrize("fence", ["", "\n", "\n```"])
+def test_an_object_with_its_closing_bracket_was_not_cut_whatever_quotes_it_lacks(fence: str) -> None:
+    whole = '{"question": "Was the fee paid?", "answer": no"}' + fence
+    assert outcome_of(Reply(text=whole, finish_reason="stop")) is Outcome.INVALID
+    # The service says that it was cut, or the bracket is missing.
+    assert outcome_of(Reply(text=whole, finish_reason="length")) is Outcome.CUT
+    assert (
+        outcome_of(Reply(text='{"question": "Was the fee paid?", "answer": no"', finish_reason="stop")) is Outcome.CUT
+    )

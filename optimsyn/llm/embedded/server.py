@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,13 @@ _log = logging.getLogger(__name__)
 EMBEDDED_ID = "gemma-3-270m-q4_k_m"
 START_TIMEOUT_S = 180.0
 # Increased when the layout of the dequantised folder changes, so that an old one is not used.
-_WEIGHTS_LAYOUT = 1
+_WEIGHTS_LAYOUT = 2
+# A text and its tokens by llama.cpp. transformers before 5.23 makes tokenizers of a GGUF file that give others.
+PROBE = "Vitamin A is\n\n a fat-soluble vitamin, 12 µg."
+PROBE_TOKENS = (
+    *(2, 90759, 562, 563, 108, 496, 6477, 236772, 100772, 18629, 236764),
+    *(236743, 236770, 236778, 36434, 236759, 236761),
+)
 
 
 def gguf_sha256() -> str:
@@ -96,7 +103,8 @@ def weights_dir() -> Path:
     is exact and is mapped into memory without conversion, in each process of a run (0.1 s, not 3 s, on two cores).
 
     Raises:
-        ModelError: The package is missing or damaged, or the cache folder cannot be written.
+        ModelError: The package is missing or damaged, the cache folder cannot be written, or the installed transformers
+            makes a wrong tokenizer of the model.
     """
     source = gguf_path()
     with cache_folder("the embedded model's weights") as folder:
@@ -115,13 +123,33 @@ def _dequantize(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _log.warning("preparing the embedded model for training, once on this machine (about a minute)")
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    refuse_other_tokens(tokenizer(PROBE)["input_ids"])
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # The weights are plain tensors now; transformers refuses to save a model with a GGUF quantiser.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     model.config.dtype = torch.float32
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def refuse_other_tokens(tokens: Sequence[int]) -> None:
+    """Refuses a tokenizer that gives other tokens than the model was trained with, which nothing else would show.
+
+    Args:
+        tokens: Its tokens of `PROBE`.
+
+    Raises:
+        ModelError: They are not `PROBE_TOKENS`.
+    """
+    import transformers
+
+    if tuple(tokens) != PROBE_TOKENS:
+        raise ModelError(
+            f"transformers {transformers.__version__} makes a wrong tokenizer of the embedded model: {PROBE!r} becomes "
+            f"{list(tokens)}, not {list(PROBE_TOKENS)}; 5.23 makes the right one: pip install 'transformers==5.23.0'"
+        )
 
 
 class EmbeddedServer:

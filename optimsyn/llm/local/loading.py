@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.local.turns import turn
 from optimsyn.recipe.model_names import hub_id
 from optimsyn.recipe.recipe import ModelSpec
 
@@ -24,6 +26,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _WIDENED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 # Files of the drivers for NVIDIA's and AMD's GPUs, the last one in Windows' Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_ONE_LOADING = threading.Lock()
 LARGE_BATCH = 512
 """Prompts in a batch on a GPU, where they fit its memory; while they are answered, as many others are prepared."""
 
@@ -44,8 +47,16 @@ def load_causal_lm(
     """
     # It logs a line for each product of a model in 8 bits.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    tokenizer = load_tokenizer(spec)
     device = resolve_device(spec.device)
+    # A loading changes torch's default dtype and initialisers for all threads: others must neither load nor compute.
+    with turn(device), _ONE_LOADING:
+        return _load(spec, device, adapter, trained=trained)
+
+
+def _load(
+    spec: ModelSpec, device: torch.device, adapter: Path | None, *, trained: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = load_tokenizer(spec)
     dtype = resolve_dtype(spec.dtype, device)
     source, revision = _source(spec)
     with _explained(spec.name), _no_progress_bars():

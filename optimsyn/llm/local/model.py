@@ -18,7 +18,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.llm.hosted.service_memory import ServiceMemory
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.local.loading import LARGE_BATCH, at_once
-from optimsyn.llm.local.turns import turn
+from optimsyn.llm.local.turns import SHARED_DEVICES, turn
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.model_names import hub_id
 from optimsyn.recipe.recipe import ModelSpec
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A batch begins when it is full, or when no further call has come for this time.
+# A batch begins when it is full, or when no further call has come for this time; on a GPU a batch takes seconds.
 _GATHER_S = 0.01
+_GPU_GATHER_S = 0.2
 # On a CPU eight rows take little longer than one, because reading the weights dominates.
 _SMALLEST_FULL_BATCH = 8
 _SAMPLE_BYTES = 1 << 16
@@ -107,12 +108,17 @@ class LocalModel(LanguageModel):
             self._worker = asyncio.ensure_future(self._work())
         return await waiting.future
 
+    @property
+    def _gather_s(self) -> float:
+        on_gpu = self._model is not None and self._model.device.type not in SHARED_DEVICES
+        return _GPU_GATHER_S if on_gpu else _GATHER_S
+
     async def _work(self) -> None:
         while self._queue:
             seen = 0
             while seen < len(self._queue) < self.most_rows:
                 seen = len(self._queue)
-                await asyncio.sleep(_GATHER_S)
+                await asyncio.sleep(self._gather_s)
             # Without the calls that were given up.
             queue = [waiting for waiting in self._queue if not waiting.future.done()]
             batch, self._queue = queue[: self.most_rows], queue[self.most_rows :]

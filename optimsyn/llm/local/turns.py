@@ -65,7 +65,8 @@ def turns_of(device: Any) -> Turns | None:
     if device.type in SHARED_DEVICES:
         return None
     with _LOCK:
-        return _TURNS.setdefault(str(device), Turns())
+        # `cuda`, as a recipe names it, is `cuda:0`, as a loaded model does.
+        return _TURNS.setdefault(f"{device.type}:{device.index or 0}", Turns())
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def turn(device: Any) -> Iterator[None]:
     Who has it must not wait for another thread that needs one, except in `others_turn`.
 
     Args:
-        device: A `torch.device`, as a loaded model names it.
+        device: A `torch.device`.
     """
     turns = turns_of(device)
     if turns is None or turns.mine:
