@@ -74,9 +74,10 @@ def unusable(
             f"begins {beginning(reply.text)}"
         )
     broken = next((problem for problem in problems if problem.outcome is Outcome.CUT), None)
-    # With its closing bracket it was not cut, whatever quotes are missing before.
     if was_cut(reply) or thinking or (broken is not None and not answer.rstrip(" \n`").endswith("}")):
         return ReplyError(_cut(reply, answer, what, thinking, broken), Outcome.CUT)
+    if broken is not None:
+        return ReplyError(f"a quote is missing before the closing bracket of the {what}, which ends {_ending(answer)}")
     if not answer:
         if reply.reasoning.strip():
             return ReplyError(
