@@ -71,6 +71,21 @@ def with_interval(nested: Nested) -> dict[str, Any]:
     return {**components(nested), "share_low": float(low), "share_high": float(high)}
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """A table with a row for each recipe."""
+    lines = [
+        "| recipe | pairs | valid | share of the influence of valid pairs | share of validity |",
+        "|---|---:|---:|---|---|",
+    ]
+    for name, result in results.items():
+        cells = " | ".join(
+            f"{row['share']:.2f} [{row['share_low']:.2f}, {row['share_high']:.2f}]"
+            for row in (result["influence_of_valid"], result["validity"])
+        )
+        lines.append(f"| {name} | {result['judged']} | {result['valid']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 async def judged(tools: Any, passages: Sequence[Any], rubrics: int, pairs: int) -> list[Any]:
     """The judgements of `pairs` pairs under each of `rubrics` rubrics of each passage, in order."""
     from optimsyn.base.errors import ReplyError
@@ -115,7 +130,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="of a rubric")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe")
     parser.add_argument("--folder", type=Path, default=Path("runs"))
-    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--output", type=Path, help="a JSON file, to which the recipe is added; a table goes beside it")
     args = parser.parse_args()
 
     import yaml
@@ -157,7 +172,10 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
+        results[tools.recipe.name] = result
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        args.output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
