@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +39,16 @@ def test_the_python_names_exist() -> None:
                 assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
             if module == "optimsyn":
                 assert set(names.split(", ")) <= set(importlib.import_module(module).__all__)
+
+
+@pytest.mark.slow
+def test_the_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in _blocks("python"):
+        exec(block, names)
+    assert len(names["scores"].total) == len(names["pairs"]) == 3
+    assert list((tmp_path / "store").iterdir())
 
 
 def test_files_and_make_targets_exist() -> None:
