@@ -32,6 +32,7 @@ from optimsyn.llm.language_model import Call
 from optimsyn.llm.local import generation, turns
 from optimsyn.llm.local.generation import Row, generate, prompt_ids, row_bytes
 from optimsyn.llm.local.loading import at_once, load_causal_lm
+from optimsyn.llm.local.merging import merge_for_good, merged
 from optimsyn.llm.local.model import LocalModel, folder_fingerprint
 from optimsyn.llm.local.sampling import draw, truncated, uniforms
 from optimsyn.llm.local.turns import others_turn, turn
@@ -427,3 +428,48 @@ async def test_the_embedded_writer_is_generated_by_transformers_as_on_a_gpu(
     if dtype == "float32":
         assert [(await model.complete(call)).text for call in calls] == [reply.text for reply in together]
     await model.aclose()
+
+
+def test_a_lora_is_merged_while_it_samples_and_the_weights_come_back_exactly(folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.2)):
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear")).eval()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.no_grad():
+            apart = model(input_ids=ids).logits
+            with merged(model):
+                together = model(input_ids=ids).logits
+                assert any(not torch.equal(model.state_dict()[name], before[name]) for name in before)
+            torch.testing.assert_close(together, apart, atol=tolerance, rtol=tolerance)
+            assert torch.equal(model(input_ids=ids).logits, apart)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        with pytest.raises(ZeroDivisionError), merged(model):
+            raise ZeroDivisionError
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_output_layer_tied_to_the_embedding_is_not_merged(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, tie_word_embeddings=True, **sizes)).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "lm_head"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path), config).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        apart = model(input_ids=ids).logits
+        with merged(model):
+            assert torch.equal(model(input_ids=ids).logits, apart)
+        assert merge_for_good(model) is model
+        untied = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=False), config
+        ).eval()
+        apart = untied(input_ids=ids).logits
+        torch.testing.assert_close(merge_for_good(untied)(input_ids=ids).logits, apart)

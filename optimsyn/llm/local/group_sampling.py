@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.llm.local.generation import Row, fitting, generate
 from optimsyn.llm.local.loading import LARGE_BATCH
+from optimsyn.llm.local.merging import merged
 from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
 from optimsyn.llm.local.turns import SHARED_DEVICES, turn
 
@@ -121,47 +121,6 @@ def sample_groups(
             _log.warning("the policy: too little GPU memory for %d rubrics at once; going on with %d", 2 * most, most)
     for first in range(0, len(rows), how.count):
         yield replies[first : first + how.count]
-
-
-@contextmanager
-def merged(model: Any) -> Iterator[None]:
-    """Adds a LoRA to the weights, where they are plain and a GPU has room for a copy; afterwards they are as before.
-
-    A layer then is one product in place of three: on an H200 a step of the embedded model takes 23 ms in place of 86.
-    It is rounded as an adapter is that was merged for good. The copy is put back, since taking a LoRA out of 16-bit
-    weights would not give them back exactly.
-
-    Args:
-        model: A causal language model of transformers, or a PEFT model of one.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    plain = all(type(layer.get_base_layer()) is torch.nn.Linear for layer in layers)
-    weights = [layer.get_base_layer().weight for layer in layers] if plain else []
-    if not weights or any(layer.merged for layer in layers) or not _room_for(weights):
-        yield
-        return
-    kept = [weight.data for weight in weights]
-    try:
-        for weight, data in zip(weights, kept, strict=True):
-            weight.data = data.clone()
-        for layer in layers:
-            layer.merge()
-        yield
-    finally:
-        for layer in layers:
-            if layer.merged:
-                layer.unmerge()
-        for weight, data in zip(weights, kept, strict=True):
-            weight.data = data
-
-
-def _room_for(weights: Sequence[torch.Tensor]) -> bool:
-    device = weights[0].device
-    if device.type != "cuda":
-        return True
-    return 2 * sum(weight.nbytes for weight in weights) < torch.cuda.mem_get_info(device)[0]
 
 
 def _replies(model: Any, tokenizer: Any, rows: Sequence[Row], ends: Sequence[int]) -> list[list[int]]:

@@ -232,12 +232,10 @@ class LocalModel(LanguageModel):
     def _load(self) -> None:
         if self._model is None:
             from optimsyn.llm.local.loading import load_causal_lm
+            from optimsyn.llm.local.merging import merge_for_good
 
             model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
-            if self._adapter is not None and self.spec.quantization is None:
-                # One product for each layer in place of three, and the same replies but for rounding.
-                model = model.merge_and_unload()
-            self._model = model
+            self._model = model if self._adapter is None else merge_for_good(model)
 
     async def aclose(self) -> None:
         """Frees the model's memory after the running batch; a later call loads it again."""
