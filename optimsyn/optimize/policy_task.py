@@ -185,7 +185,26 @@ class PolicyTask:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return prompt_ids(tokenizer, messages, self.spec.template_arguments)
 
-    def sample(
+    def sample(self, model: Any, tokenizer: Any, row: dict[str, Any], count: int | None = None) -> list[Sampled]:
+        """`group_size` rubrics, or `count`, for a row, sampled as when the policy is used; seed torch beforehand."""
+        from optimsyn.llm.local.group_sampling import sample_group, up_to_end
+
+        prompt = self.prompt_ids(tokenizer, row)
+        training = model.training
+        model.eval()
+        written = sample_group(
+            model,
+            prompt,
+            count or self.config.group_size,
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens,
+            pad=tokenizer.pad_token_id,
+        )
+        model.train(training)
+        ends = _ends(model)
+        return [_sampled(tokenizer, prompt, up_to_end(tokens, ends), ends) for tokens in written]
+
+    def sample_all(
         self,
         model: Any,
         tokenizer: Any,
@@ -207,20 +226,14 @@ class PolicyTask:
         from optimsyn.llm.local.group_sampling import Sampling, sample_groups
 
         prompts = [self.prompt_ids(tokenizer, row) for row in rows]
-        declared = model.generation_config.eos_token_id
-        ends = (declared,) if isinstance(declared, int) else tuple(declared or ())
+        ends = _ends(model)
         how = Sampling(count or self.config.group_size, self.config.temperature, self.config.max_tokens, ends)
         training = model.training
         model.eval()
         try:
             groups = sample_groups(model, tokenizer, prompts, seeds, how)
             for prompt, group in zip(prompts, groups, strict=True):
-                yield [
-                    Sampled(
-                        tokenizer.decode(tokens, skip_special_tokens=True), prompt, tokens, finished=tokens[-1] in ends
-                    )
-                    for tokens in group
-                ]
+                yield [_sampled(tokenizer, prompt, tokens, ends) for tokens in group]
         finally:
             model.train(training)
 
@@ -313,6 +326,16 @@ class TrlReward:
         reward = self._task.reward
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         reward.write_ahead(requests_of(completions, columns, reward.source, None))
+
+
+def _ends(model: Any) -> tuple[int, ...]:
+    declared = model.generation_config.eos_token_id
+    return (declared,) if isinstance(declared, int) else tuple(declared or ())
+
+
+def _sampled(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Sequence[int]) -> Sampled:
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return Sampled(text, prompt, tokens, finished=tokens[-1] in ends)
 
 
 def _drop_nothing(model: Any) -> None:

@@ -97,7 +97,7 @@ def sample_groups(
                 max_tokens=how.max_tokens,
                 pad=tokenizer.pad_token_id,
             )
-            yield [_up_to_end(tokens, how.ends) for tokens in written]
+            yield [up_to_end(tokens, how.ends) for tokens in written]
         return
     rows = [
         Row(list(prompt), how.temperature, how.max_tokens, derive_seed(seed, index))
@@ -132,7 +132,8 @@ def _replies(model: Any, tokenizer: Any, rows: Sequence[Row], ends: Sequence[int
         return []
 
 
-def _up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+def up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens with the first end token as the last one; all where there is none."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     return tokens if end is None else tokens[: end + 1]
 

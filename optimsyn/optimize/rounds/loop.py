@@ -165,7 +165,7 @@ class _Rounds:
         missing = [place for place in places if self.file.group(place) is None]
         rows = [self._row(place) for place in missing]
         seeds = [derive_seed(self.task.seed, "sample", *self._seeded(place)) for place in missing]
-        groups = self.task.sample(self.model, self.tokenizer, rows, seeds)
+        groups = self.task.sample_all(self.model, self.tokenizer, rows, seeds)
         asked, texts, sampled = [], [], []
         for place, row in zip(missing, rows, strict=True):
             with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):

@@ -101,5 +101,6 @@ def kl_on_fresh_rubrics(task: PolicyTask, model: Any, tokenizer: Any, start: Wei
         task.row(tokenizer, passage, 0, task.shape.kind_for(seed))
         for passage, seed in zip(passages, seeds, strict=True)
     ]
-    rubrics = [(rubric.prompt, rubric.completion) for (rubric,) in task.sample(model, tokenizer, rows, seeds, count=1)]
+    sampled = task.sample_all(model, tokenizer, rows, seeds, count=1)
+    rubrics = [(rubric.prompt, rubric.completion) for (rubric,) in sampled]
     return kl_per_token(model, start, rubrics)
