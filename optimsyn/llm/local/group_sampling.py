@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +126,13 @@ def sample_groups(
 
 def _replies(model: Any, tokenizer: Any, rows: Sequence[Row], ends: Sequence[int]) -> list[list[int]]:
     """The tokens of the rows' replies; none if the GPU's memory ran out."""
-    try:
-        return [reply.ids for reply in generate(model, tokenizer, rows, ends=ends)]
-    except torch.cuda.OutOfMemoryError:
+    replies: list[list[int]] = []
+    with suppress(torch.cuda.OutOfMemoryError):
+        replies = [reply.ids for reply in generate(model, tokenizer, rows, ends=ends)]
+    if not replies:
+        # Not in a handler: the error's traceback holds the tensors of the batch.
         torch.cuda.empty_cache()
-        return []
+    return replies
 
 
 def up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
