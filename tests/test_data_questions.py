@@ -140,6 +140,12 @@ def test_subtask_column() -> None:
         read(answer="x", field="law", column="filed")
 
 
+def test_a_column_in_other_letters_is_named() -> None:
+    shouting = row(QUESTION="Who?", Answer="Ann")
+    with pytest.raises(DataError, match=r"has no `question`; .*\{question: QUESTION\}"):
+        question_of(shouting, Library.of([]), open_book=None, subtask=None)
+
+
 def test_a_row_with_several_questions() -> None:
     columns = {"id": "qs.uid", "question": "qs.q", "answer": "qs.a", "context": "t", "group": "uid"}
     held = row(

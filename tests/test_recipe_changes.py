@@ -71,7 +71,7 @@ def test_relative_paths_are_meant_from_the_working_directory(tmp_path: Path, mon
         ({"warm_up": {"steps": None, "checkpoints": 4}}, "larger than the 3 looks of the shortest warm-up"),
         ({"warm_up.checkpoints": 99}, "warm_up.checkpoints is larger"),
         ({"optimizers.prompt.program": "autor"}, r"'rubric' or 'author' \(got 'autor'\); did you mean `author`\?$"),
-        ({"synthesis.arms": ["statc"]}, "did you mean `static`"),
+        ({"synthesis.arms": ["statc"]}, r"did you mean `static`\?$"),
         ({"reward": {"source": "randm"}}, "did you mean `random`"),
         ({"optimizers.policy.enabled": "flase"}, "did you mean `false`"),
         ({"models.rubric.device": "coda"}, "did you mean `cuda`"),

@@ -177,9 +177,10 @@ def told_once(faulty: Sequence[tuple[str, str]], total: int) -> list[str]:
 def _required_text(values: Mapping[str, Any], field: str) -> str:
     value = values.get(field)
     if value is None:
+        likely = next((column for column in sorted(values) if column.casefold() == field), "their_column")
         raise DataError(
             f"has no `{field}`; columns there: {', '.join(sorted(values)) or 'none'} (map one with `columns: "
-            f"{{{field}: their_column}}`)"
+            f"{{{field}: {likely}}}`)"
         )
     if not isinstance(value, str):
         raise DataError(f"`{field}` is {kind_of(value)}, it must be text")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.base.suggestions import did_you_mean, nearest
-from optimsyn.recipe.problems import explain, section_of
+from optimsyn.recipe.problems import explain, faults, section_of
 from optimsyn.recipe.whole import WholeT
 
 # The field that a bare string sets where a section is expected: a model's name, a source's path.
@@ -88,7 +88,7 @@ def changed(recipe: WholeT, changes: Mapping[str, Any] | Iterable[str], called: 
         found = type(recipe).model_validate(raw)
     except ValidationError as error:
         # How fields fit together is told once all of them are known.
-        wrong = [item for item in error.errors() if not problems or item["type"] != "value_error"]
+        wrong = [item for item in faults(error) if not problems or item["type"] != "value_error"]
         if wrong:
             about = _named(changes, _concerned(changes, wrong), called)
             problems.append("\n  ".join([f"{about}:", *(explain(item, type(recipe)) for item in wrong)]))

@@ -9,7 +9,7 @@ from pydantic._internal._model_construction import ModelMetaclass
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.recipe.problems import explain
+from optimsyn.recipe.problems import explain, faults
 
 
 class _CheckedType(ModelMetaclass):
@@ -41,7 +41,7 @@ class Checked(BaseModel, metaclass=_CheckedType):
 def refusal(model: Any, error: ValidationError, fields: dict[str, Any]) -> OptimsynError:
     """The error for wrong fields: a line for each, after the name of the model and its id, if it has one."""
     name = model.__name__ + (f" {fields['id']!r}" if isinstance(fields.get("id"), str) else "")
-    lines = [explain(item, model).removeprefix("recipe: ") for item in error.errors()]
+    lines = [explain(item, model).removeprefix("recipe: ") for item in faults(error)]
     between = " " if len(lines) == 1 else "\n  "
     refused_as: type[OptimsynError] = model.refused_as
     return refused_as(redact(f"{name}:{between}" + "\n  ".join(lines)))

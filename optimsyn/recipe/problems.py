@@ -17,6 +17,17 @@ _CONTAINERS = {
 }
 
 
+def faults(error: ValidationError) -> list[Any]:
+    """Its problems, without "too short" for a list whose items were refused: pydantic counts only the good ones."""
+    items = error.errors()
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items)
+    ]
+
+
 def explain(item: Any, model: type[BaseModel]) -> str:
     """One validation problem as a sentence with the field and what to do."""
     location = tuple(item["loc"])

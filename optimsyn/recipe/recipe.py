@@ -22,7 +22,7 @@ from optimsyn.base.terminal.labels import SELECTION_LABELS, SOURCE_LABELS, metho
 from optimsyn.base.terminal.table import Shown, Table
 from optimsyn.recipe.bundled import find_recipe
 from optimsyn.recipe.changes import changed
-from optimsyn.recipe.problems import explain
+from optimsyn.recipe.problems import explain, faults
 from optimsyn.recipe.sections.arms import ARMS, CEILINGS, arm_problems
 from optimsyn.recipe.sections.author import AUTHOR_OFF, Author, author_model, author_problems, works
 from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
@@ -168,7 +168,7 @@ class Recipe(Shown, Whole):
         try:
             return cls.model_validate(raw, context={"of_run": of_run})
         except ValidationError as error:
-            lines = [explain(item, cls) for item in error.errors()]
+            lines = [explain(item, cls) for item in faults(error)]
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
     def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Self:

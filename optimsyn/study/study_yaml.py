@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.secrets.redaction import find_secret
 from optimsyn.recipe.bundled import recipes_folder
+from optimsyn.recipe.problems import faults
 
 TRANSFER = "transfer"
 _NO_STUDY = "is a recipe, not a study; use `optimsyn run {path}`, or name it in a study file (docs/howto/study.md)"
@@ -94,7 +95,7 @@ def as_far_as_read(
     try:
         return model.model_validate(raw), [], frozenset()
     except ValidationError as error:
-        wrong = error.errors()
+        wrong = faults(error)
     problems = [said(item) for item in wrong]
     left = {field: dict(value) if isinstance(value, dict) else value for field, value in raw.items()}
     for item in wrong:
@@ -133,7 +134,7 @@ def built(model: type[ModelT], raw: dict[str, Any], name: str, said: Callable[[A
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{name}:\n  " + "\n  ".join(said(item) for item in error.errors())) from None
+        raise RecipeError(f"{name}:\n  " + "\n  ".join(said(item) for item in faults(error))) from None
 
 
 def is_transfer(raw: dict[str, Any]) -> bool:
