@@ -1,5 +1,6 @@
 """Ways to train a rubric policy on one pool of judged rubrics, each measured on passages that none was trained on.
 
+    python benchmarks/policy_remedies.py --runs runs/humanities-… --output benchmarks/results/policy_remedies.json
     python benchmarks/policy_remedies.py --recipe benchmarks/study/medicine.yaml --set FIELD=VALUE ... \
         --pool runs/medicine-…/train_policy/rubrics.jsonl --output benchmarks/results/policy_remedies.json
 
@@ -8,9 +9,13 @@ is the untrained one, or trained anew from it:
 
 - `best`: expert iteration as a run does it, on the valid rubrics above their passage's mean;
 - `spread`: the same with an invalid pair at one standard deviation of the valid ones' influence below 0;
+- `random`: the same number of rubrics, drawn by chance from the valid ones of each passage: what training on its own
+  rubrics does to the policy without any reward;
 - `preferences`: DPO within passages, with the same rewards as `spread`;
 - `predicted`: expert iteration on those of each passage's rubrics of which their words predict most, so that only what
   carries over between passages is learned (ridge regression as in `rubric_words.py`, predictions from other passages).
+
+With `--runs` runs whose policy was trained in rounds are measured too, from what they keep.
 
 Each is asked for `group_size` rubrics for every held passage, with the same seeds. Resumes: what is sampled and judged
 is kept in the run's folder.
@@ -27,6 +32,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from rubric_words import features, within
 
 from optimsyn.base.files import iter_json, write_json
@@ -42,6 +48,15 @@ if TYPE_CHECKING:
 
 Pool = list[JudgedRubric]
 Passages = Sequence[Sequence[Rubric]]
+# What a picture calls them.
+NAMES = {
+    "best": "expert iteration",
+    "spread": "the same, invalid pairs at one SD",
+    "random": "as many valid rubrics by chance",
+    "preferences": "preferences within passages",
+    "predicted": "expert iteration on predicted rewards",
+}
+PICTURE = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "policies.json"
 _PENALTY = 3.0  # of the ridge regression
 _FOLDS = 10
 
@@ -51,12 +66,28 @@ def rewards_of(pool: Pool) -> Pool:
     return pool
 
 
-def in_spread(pool: Pool) -> Pool:
-    """Invalid pairs at one standard deviation of the valid pairs' influence within their passage, below 0."""
+def spread_of(pool: Pool) -> float:
+    """The standard deviation of the valid pairs' influence within their passage."""
     valid = [row for row in pool if row.valid and row.reward is not None]
     values = np.array([row.reward for row in valid], dtype=float)
-    penalty = float(within(values, np.array([row.passage_id for row in valid])).std())
+    return float(within(values, np.array([row.passage_id for row in valid])).std())
+
+
+def in_spread(pool: Pool) -> Pool:
+    """Invalid pairs at one standard deviation of the valid pairs' influence, below 0."""
+    penalty = spread_of(pool)
     return [row if row.valid or row.reward is None else replace(row, reward=-penalty) for row in pool]
+
+
+def at_random(pool: Pool) -> Pool:
+    """The pool with the rewards of each passage's valid rubrics given to others of them."""
+    random = np.random.default_rng(0)
+    result = list(pool)
+    for passage in {row.passage_id: None for row in pool}:
+        places = [n for n, row in enumerate(pool) if row.passage_id == passage and row.valid and row.reward is not None]
+        for place, other in zip(places, random.permutation(places), strict=True):
+            result[place] = replace(pool[place], reward=pool[other].reward)
+    return result
 
 
 def predicted(pool: Pool) -> Pool:
@@ -82,6 +113,7 @@ def predicted(pool: Pool) -> Pool:
 WAYS: dict[str, tuple[Callable[[Pool], Pool], Callable[[PolicyTask, Any, Any, Passages], Trained]]] = {
     "best": (rewards_of, on_the_best),
     "spread": (in_spread, on_the_best),
+    "random": (at_random, on_the_best),
     "preferences": (in_spread, on_preferences),
     "predicted": (predicted, on_the_best),
 }
@@ -158,6 +190,47 @@ def described(rows: Pool, untrained: Pool) -> dict[str, Any]:
     return result
 
 
+def of_run(folder: Path) -> dict[str, Any]:
+    """The untrained policy and that of the last round of a run, from the rubrics that it keeps."""
+    rows = [JudgedRubric(**row) for row in iter_json(folder / "train_policy" / "rubrics.jsonl")]
+    history = list(iter_json(folder / "train_policy" / "history.jsonl"))[-1]
+    method = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["optimizers"]["policy"]["method"]
+    untrained = [row for row in rows if row.held and row.round == 0]
+    trained = [row for row in rows if row.held and row.round == history["step"]]
+    pool = [row for row in rows if not row.held]
+    common = {"pool": len(pool), "spread": spread_of(pool)}
+    return {
+        "untrained": {"trained_on": 0, "kl": None, **common, **described(untrained, untrained)},
+        {"expert": "best", "dpo": "preferences"}[method]: {
+            "trained_on": history["trained_on"],
+            "kl": history["kl"],
+            **common,
+            **described(trained, untrained),
+        },
+    }
+
+
+def of_picture(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `optimsyn.report.look.policies_picture`."""
+    return [
+        {
+            "domain": recipe.replace("_", " "),
+            "way": NAMES[name],
+            "judged": row["pool"],
+            "passages": row["reward_gain"]["passages"],
+            "kl": round(row["kl"], 4),
+            "spread": round(row["spread"], 5),
+            **{
+                end: round(row["reward_gain"][key], 5)
+                for end, key in (("gain", "mean"), ("low", "low"), ("high", "high"))
+            },
+        }
+        for recipe, policies in results.items()
+        for name, row in policies.items()
+        if name != "untrained"
+    ]
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A row for each recipe and policy."""
     lines = [
@@ -183,9 +256,10 @@ def markdown(results: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="finished trainings in rounds")
+    parser.add_argument("--recipe", type=Path, help="train here, with the pool of a run of this recipe")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe")
-    parser.add_argument("--pool", type=Path, required=True, help="train_policy/rubrics.jsonl of such a run")
+    parser.add_argument("--pool", type=Path, help="train_policy/rubrics.jsonl of such a run")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, help="a JSON file, to which the recipe is added; a table goes beside it")
@@ -194,8 +268,6 @@ def arguments() -> argparse.Namespace:
 
 def warmed_up(args: argparse.Namespace) -> Tools:
     """The tools of a run after its warm-up."""
-    import yaml
-
     from optimsyn.recipe.changes import changed
     from optimsyn.recipe.recipe import Recipe
     from optimsyn.runs.folder import Run
@@ -266,23 +338,34 @@ def measured(args: argparse.Namespace, tools: Tools) -> Iterator[dict[str, Any]]
             "trained_on": trained.examples,
             "loss": trained.loss,
             "kl": None if name == "untrained" else kl_per_token(model, start, list(firsts.values())),
-            "length": fmean(len(row.completion) for row in rows),
+            "pool": len(pool),
+            "spread": spread_of(pool),
             **described(rows, untrained),
         }
         yield results
 
 
+def keep(output: Path | None, name: str, results: dict[str, Any]) -> None:
+    """Prints results, and adds them to the file, the table and the picture's rows."""
+    print(json.dumps({name: results}, indent=1), flush=True)
+    if output is None:
+        return
+    written = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+    written[name] = results
+    write_json(output, written)
+    output.with_suffix(".md").write_text(markdown(written), encoding="utf-8")
+    write_json(PICTURE, of_picture(written))
+
+
 def main() -> None:
     """Trains, measures, prints and writes after each policy."""
     args = arguments()
-    tools = warmed_up(args)
-    for results in measured(args, tools):
-        print(json.dumps(results, indent=1), flush=True)
-        if args.output is not None:
-            written = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
-            written[tools.recipe.name] = results
-            write_json(args.output, written)
-            args.output.with_suffix(".md").write_text(markdown(written), encoding="utf-8")
+    for folder in args.runs:
+        keep(args.output, folder.name.split("-")[0], of_run(folder))
+    if args.recipe is not None:
+        tools = warmed_up(args)
+        for results in measured(args, tools):
+            keep(args.output, tools.recipe.name, results)
 
 
 if __name__ == "__main__":

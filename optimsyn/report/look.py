@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -34,6 +35,9 @@ from optimsyn.runs.folder import Run
 from optimsyn.runs.results.built_in import WarmUpResult
 from optimsyn.target.warm_up.curve import WarmUpCurve
 from optimsyn.training.intervals import differs
+
+# Written by `benchmarks/policy_remedies.py`.
+_POLICIES = Path(__file__).parents[1] / "data" / "bundled" / "policies.json"
 
 
 def passages(run: Run, count: int = 1) -> Table:
@@ -147,6 +151,12 @@ def policy_picture(run: Run) -> Picture:
     groups = {title: [(row.reward, row.valid) for row in members] for title, members in _groups(run).items()}
     history = read_history(run.path("train_policy", "history.jsonl"))
     return stage_plots.policy_figure(history, groups, run.recipe.optimizers.policy.method)
+
+
+def policies_picture() -> Picture:
+    """What trained rubric policies gained in optimsyn's own benchmarks, with the embedded model; nothing of a run."""
+    rows = json.loads(_POLICIES.read_text(encoding="utf-8"))
+    return stage_plots.policies_figure([stage_plots.MeasuredPolicy(**row) for row in rows])
 
 
 def variants_picture(run: Run) -> Picture:

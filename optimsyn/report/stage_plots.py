@@ -165,6 +165,53 @@ def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: 
         )
 
 
+@dataclass(frozen=True)
+class MeasuredPolicy:
+    """A policy trained on judged rubrics, against the untrained one on passages that it was not trained on.
+
+    Attributes:
+        domain: Whose documents and questions.
+        way: How it was trained.
+        judged: Rubrics that it was trained with.
+        passages: Held passages.
+        kl: From the untrained policy, in nats a token.
+        spread: Standard deviation of the influence of valid pairs within a passage.
+        gain: Mean difference of reward.
+        low: Lower end of its 95% interval over passages.
+        high: Its upper end.
+    """
+
+    domain: str
+    way: str
+    judged: int
+    passages: int
+    kl: float
+    spread: float
+    gain: float
+    low: float
+    high: float
+
+
+def policies_figure(rows: Sequence[MeasuredPolicy]) -> Picture:
+    """What trained policies gained on passages that they were not trained on, in standard deviations of influence."""
+    with drawing(0.32 * len(rows) + 1.3) as figure:
+        axes = figure.subplots()
+        names, told = [f"{row.domain}, {row.way}" for row in rows], []
+        for place, row in enumerate(rows):
+            gain, low, high = (value / row.spread for value in (row.gain, row.low, row.high))
+            axes.plot([low, high], [place, place], color=variant_color("policy"), linewidth=2.4)
+            axes.scatter([gain], [place], s=38, color=variant_color("policy"), zorder=3)
+            told.append(f"{names[place]} {gain:+.2f} [{low:+.2f}, {high:+.2f}]")
+        axes.axvline(0.0, color=SOFT, linewidth=1, linestyle=DASHED)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(round_ticks())
+        unit = "reward gained on held passages, in standard deviations of influence (95% interval)"
+        finish(axes, "Trained rubric policies against untrained ones", unit, "", grid="x")
+        return picture(figure, f"{unit[0].upper()}{unit[1:]}: {'; '.join(told)}.")
+
+
 def _draw_groups(axes: Axes, groups: Groups, title: str) -> None:
     color = variant_color("policy")
     for place, members in enumerate(groups.values()):
