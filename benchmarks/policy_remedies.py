@@ -11,7 +11,7 @@ is the untrained one, or trained anew from it:
 - `spread`: the same with an invalid pair at one standard deviation of the valid ones' influence below 0;
 - `random`: the same number of rubrics, drawn by chance from the valid ones of each passage: what training on its own
   rubrics does to the policy without any reward;
-- `preferences`: DPO within passages, with the same rewards as `spread`;
+- `preferences`: DPO, the best against the worst rubric of each passage, with the same rewards as `spread`;
 - `predicted`: expert iteration on those of each passage's rubrics of which their words predict most, so that only what
   carries over between passages is learned (ridge regression as in `rubric_words.py`, predictions from other passages).
 
@@ -53,7 +53,7 @@ NAMES = {
     "best": "expert iteration",
     "spread": "the same, invalid pairs at one SD",
     "random": "as many valid rubrics by chance",
-    "preferences": "preferences within passages",
+    "preferences": "preferences (DPO)",
     "predicted": "expert iteration on predicted rewards",
 }
 PICTURE = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "policies.json"
@@ -110,11 +110,21 @@ def predicted(pool: Pool) -> Pool:
     return [replace(row, valid=True, reward=float(value)) for row, value in zip(rows, result, strict=True)]
 
 
+def on_extremes(task: PolicyTask, model: Any, tokenizer: Any, passages: Passages) -> Trained:
+    """DPO on one pair a passage: its best valid rubric and its worst one, if they are apart by more than noise."""
+
+    def extremes(rubrics: Sequence[Rubric]) -> list[Rubric]:
+        best = max((rubric for rubric in rubrics if rubric.valid), key=lambda rubric: rubric.reward, default=None)
+        return [] if best is None else [best, min(rubrics, key=lambda rubric: rubric.reward)]
+
+    return on_preferences(task, model, tokenizer, [extremes(rubrics) for rubrics in passages])
+
+
 WAYS: dict[str, tuple[Callable[[Pool], Pool], Callable[[PolicyTask, Any, Any, Passages], Trained]]] = {
     "best": (rewards_of, on_the_best),
     "spread": (in_spread, on_the_best),
     "random": (at_random, on_the_best),
-    "preferences": (in_spread, on_preferences),
+    "preferences": (in_spread, on_extremes),
     "predicted": (predicted, on_the_best),
 }
 

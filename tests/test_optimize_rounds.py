@@ -35,7 +35,7 @@ from optimsyn.llm.local import group_sampling
 from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
-from optimsyn.optimize.rounds import judged, loop, training
+from optimsyn.optimize.rounds import judged, training
 from optimsyn.optimize.rounds.held import compared
 from optimsyn.optimize.rounds.taught import taught_rubrics
 from optimsyn.optimize.rounds.weights import weights_of
@@ -48,7 +48,7 @@ from optimsyn.reward.drafting import RubricRequest
 from tests.llm_helpers import save_tiny_model
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
-METHODS = {"expert": {"lr": 3e-2, "epochs": 12}, "dpo": {"lr": 1e-2, "epochs": 6, "kl": 0.1}}
+METHODS = {"expert": {"lr": 3e-2, "epochs": 24}, "dpo": {"lr": 1e-2, "epochs": 6, "kl": 0.1}}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_it_earns_more_on_passages_that_it_was_not_trained_on(policy: Path, tmp_
 
 def earned(row: dict[str, Any]) -> float:
     """What the helpers' scorer gives a rubric's pair."""
-    kind = next((name for name in WORTH if f" {name}\n" in f" {row['text'].strip()}\n"[:40]), None)
+    kind = next((name for name in WORTH if f" {row['text'].strip()}".splitlines()[0].endswith(f" {name}")), None)
     return -0.1 if kind is None or not row["valid"] else WORTH[kind] + 0.02 * noise(row["passage_id"])
 
 
@@ -352,8 +352,7 @@ def test_expert_iteration_begins_with_what_the_author_has_judged(policy: Path, t
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (group_sampling, loop):
-        monkeypatch.setattr(module, "SHARED_DEVICES", ())
+    monkeypatch.setattr(group_sampling, "SHARED_DEVICES", ())
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -373,7 +372,7 @@ def test_as_on_a_gpu_all_groups_of_a_round_are_sampled_in_one_batch(
     assert found.outcome["held_low"] > 0 and mean_worth(policy, found.adapter) > mean_worth(policy, None)
     assert batches[:2] == [6 * 8, 3 * 2 * 8]  # held passages, then a round's steps
     rubrics = list(iter_json(tmp_path / "rubrics.jsonl"))
-    assert all(row["reward"] == pytest.approx(earned(row)) for row in rubrics if "junk" not in row["text"])
+    assert all(row["reward"] == pytest.approx(earned(row)) for row in rubrics)
     assert all(row["finished"] == (row["completion"][-1] in (1, 3)) for row in rubrics)
 
 

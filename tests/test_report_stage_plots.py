@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from optimsyn.report import look
 from optimsyn.report.drawing import Picture
 from optimsyn.report.stage_plots import (
+    MeasuredPolicy,
     costs_figure,
     evaluation_figure,
     passages_figure,
+    policies_figure,
     policy_figure,
     prompt_search_figure,
     rewards_figure,
@@ -24,6 +30,7 @@ from optimsyn.study.similarity import REAL, SYNTHETIC, ComparedSample, similarit
 from optimsyn.target.warm_up.curve import Look, TriedRate, WarmUpCurve
 from optimsyn.training.intervals import MetricRow
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 PNG = b"\x89PNG"
 HISTORY = [{"step": step, "reward": 0.01 * step, "reward_std": 0.02, "valid": 0.5, "kl": 1e-4} for step in (1, 2)]
 GROUPS = {"Vitamin A and the eye": [(0.04, True), (-0.1, False), (-0.1, False)], "Iron": [(0.02, True)]}
@@ -89,3 +96,26 @@ def test_a_picture_is_drawn_in_words_too_and_the_same_each_time(name: str) -> No
     assert data == {"image/png": picture.png, "text/plain": picture.alt}
     assert metadata == {"alt": picture.alt}
     assert "PNG" not in repr(picture)
+
+
+def test_policies_are_shown_in_standard_deviations_of_influence() -> None:
+    rows = [
+        MeasuredPolicy("law", "preferences", 40, 12, 0.2, 0.5, -0.25, -0.75, 0.1),
+        MeasuredPolicy("arts", "expert iteration", 40, 12, 0.2, 0.02, 0.01, -0.002, 0.03),
+    ]
+    alt = policies_figure(rows).alt
+    assert "law, preferences -0.50 [-1.50, +0.20]; arts, expert iteration +0.50 [-0.10, +1.50]." in alt
+
+
+def test_the_measured_policies_that_are_shipped_are_those_of_the_benchmark() -> None:
+    results = json.loads((RESULTS / "policy_remedies.json").read_text(encoding="utf-8"))
+    alt = look.policies_picture().alt
+    trained = [
+        (domain.replace("_", " "), row["reward_gain"]["mean"] / row["spread"])
+        for domain, rows in results.items()
+        for way, row in rows.items()
+        if way != "untrained"
+    ]
+    assert len(trained) == alt.count("[")
+    for domain, gain in trained:
+        assert re.search(rf"{domain}, [^;]* {re.escape(f'{gain:+.2f}')} \[", alt), (domain, gain)

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -31,15 +30,15 @@ from trl.models import unwrap_model_for_generation
 
 from optimsyn.base.meter import Meter
 from optimsyn.llm.local.generation import prompt_ids
-from optimsyn.llm.local.group_sampling import Candidates, caches_keys_and_values
+from optimsyn.llm.local.group_sampling import MOST_ROWS_ON_CPU, Candidates
+from optimsyn.llm.local.merging import merged
+from optimsyn.llm.local.prompt_cache import caches_keys_and_values, causal_of, positions, read_prompts
 from optimsyn.llm.local.turns import others_turn, turn
 from optimsyn.recipe.sections.models import NO_THINKING
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
 RUBRIC = "rubric"
 """The rubric model in the meter of a stage."""
-MOST_ROWS = 32
-"""Rubrics sampled in one batch; the pairs of one batch are written while the next one is sampled."""
 # Configurations with special scaling of logits, which TRL handles.
 _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
@@ -82,7 +81,7 @@ class SharedPromptTrainer(GRPOTrainer):
         self.write_ahead: Callable[[list[dict[str, Any]], list[str]], None] = lambda rows, texts: None
         self._sampled_for: list[dict[str, Any]] = []
         unwrapped = self.accelerator.unwrap_model(self.model)
-        self._causal = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        self._causal = causal_of(unwrapped)
         self.shares_prompts = self.can_share()
 
     def can_share(self) -> bool:
@@ -102,19 +101,6 @@ class SharedPromptTrainer(GRPOTrainer):
             and all(getattr(config, name, None) is None for name in _SCALES)
             and caches_keys_and_values(self._causal)
         )
-
-    def _run_prompts(self, ids: torch.Tensor, mask: torch.Tensor, place: torch.Tensor) -> tuple[Any, Any]:
-        """Runs left-padded prompts [U, P]; their last hidden states [B, H] and their cache, for rows `place` [B]."""
-        cache = DynamicCache(config=self._causal.config)
-        last = self._causal.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        cache.batch_select_indices(place)
-        return last[place], cache
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -136,13 +122,13 @@ class SharedPromptTrainer(GRPOTrainer):
         rows, place = torch.unique(
             torch.cat([input_ids[:, :prompt], attention_mask[:, :prompt]], dim=1), dim=0, return_inverse=True
         )
-        last, cache = self._run_prompts(rows[:, :prompt], rows[:, prompt:], place)
+        last, cache = read_prompts(self._causal, rows[:, :prompt], rows[:, prompt:], place)
         hidden = last.unsqueeze(1)
         if logits_to_keep > 1:
             after = self._causal.base_model(
                 input_ids=input_ids[:, prompt:-1],
                 attention_mask=attention_mask[:, :-1],
-                position_ids=_positions(attention_mask)[:, prompt:-1],
+                position_ids=positions(attention_mask)[:, prompt:-1],
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
@@ -197,7 +183,7 @@ class SharedPromptTrainer(GRPOTrainer):
             self._begin_pairs(dict(enumerate(result[0])))
             return result
         completions: list[list[int]] = []
-        at_once = max(1, MOST_ROWS // self.num_generations) * self.num_generations
+        at_once = max(1, MOST_ROWS_ON_CPU // self.num_generations) * self.num_generations
         for start in range(0, len(prompt_ids), at_once):
             completions += self._sample(prompt_ids[start : start + at_once], start)
         return completions, None
@@ -219,9 +205,10 @@ class SharedPromptTrainer(GRPOTrainer):
 
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs),
+            merged(self._causal),
             torch.no_grad(),
         ):
-            cache = self._run_prompts(ids[:, :-1], mask[:, :-1], place)[1] if longest > 1 else None
+            cache = read_prompts(self._causal, ids[:, :-1], mask[:, :-1], place)[1] if longest > 1 else None
             sampled = self._causal.generate(
                 input_ids=ids[place],
                 attention_mask=mask[place],
@@ -251,11 +238,6 @@ class SharedPromptTrainer(GRPOTrainer):
         config = copy.deepcopy(config)
         config.update(top_k=0, top_p=1.0, min_p=None, temperature=1.0)
         return {"generation_config": config, "logits_processor": LogitsProcessorList([cut])}
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token among the real ones of its row, as `generate` counts them; [B, T]."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

@@ -17,6 +17,7 @@ from transformers import (
 
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.control_tokens import controls_of, data_ids, end_ids, rendered
+from optimsyn.llm.local.prompt_cache import caches_keys_and_values, causal_of, read_prompts
 from optimsyn.llm.local.sampling import draw
 from optimsyn.recipe.sections.models import NO_THINKING
 
@@ -190,7 +191,7 @@ def generate(
     given_up: Sequence[Callable[[], bool]] = (),
     ends: Sequence[int] | None = None,
 ) -> list[Generated]:
-    """Replies to a batch of prompts, in order.
+    """Replies to a batch of prompts, in order; equal prompts are read once.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
@@ -201,8 +202,13 @@ def generate(
     """
     width = max(len(row.ids) for row in rows)
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=model.device)
+    places: dict[tuple[int, ...], int] = {}
+    place = torch.tensor([places.setdefault(tuple(row.ids), len(places)) for row in rows], device=model.device)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in places], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in places], device=model.device)
+    causal, cache = causal_of(model), None
+    if len(places) < len(rows) and width > 1 and caches_keys_and_values(causal):
+        cache = read_prompts(causal, ids[:, :-1], mask[:, :-1], place)[1]
     ends = end_ids(model, tokenizer) if ends is None else ends
     config = GenerationConfig(
         do_sample=False,
@@ -212,8 +218,9 @@ def generate(
         use_cache=True,
     )
     output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids[place],
+        attention_mask=mask[place],
+        past_key_values=cache,
         generation_config=config,
         logits_processor=LogitsProcessorList([SeededSampling(rows, model.device)]),
         stopping_criteria=StoppingCriteriaList([RowLimits(rows, tokenizer, width, given_up)]),

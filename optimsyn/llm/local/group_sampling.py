@@ -1,4 +1,4 @@
-"""Several samples of each prompt by a local model: a prompt at a time on a CPU, all in large batches on a GPU."""
+"""Several samples of each prompt by a local model, in batches."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.llm.local.generation import Row, fitting, generate
 from optimsyn.llm.local.loading import LARGE_BATCH
 from optimsyn.llm.local.merging import merged
+from optimsyn.llm.local.prompt_cache import caches_keys_and_values, causal_of
 from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
 from optimsyn.llm.local.turns import SHARED_DEVICES, turn
+
+MOST_ROWS_ON_CPU = 32
+"""Continuations sampled in one batch on a CPU; what comes of one batch is begun before the next one is sampled."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +47,6 @@ class Candidates(LogitsProcessor):
         return truncated(scores, self.top_k, self.top_p, self.min_p) / self.temperature
 
 
-def caches_keys_and_values(model: Any) -> bool:
-    """Whether a model of transformers caches keys and values only; state-space and hybrid layers cache other things."""
-    layers = DynamicCache(config=model.config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How continuations are sampled.
@@ -67,12 +64,17 @@ class Sampling:
     ends: tuple[int, ...]
 
 
+def rows_at_once(device: Any) -> int:
+    """Continuations in a batch: as many as pay on a CPU, and on a GPU a large batch."""
+    return MOST_ROWS_ON_CPU if device.type in SHARED_DEVICES else LARGE_BATCH
+
+
 def sample_groups(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling
 ) -> Generator[list[list[int]]]:
-    """Samples several continuations of each prompt, cut as llama.cpp cuts by default.
+    """Samples several continuations of each prompt, cut as llama.cpp cuts by default, in batches.
 
-    On a CPU a group is sampled when it is asked for; on a GPU all are, in batches that fit its memory.
+    A group is yielded when its batch has been sampled; the next batch is sampled when its first group is asked for.
 
     Args:
         model: A causal language model of transformers, or a PEFT model of one, in evaluation mode.
@@ -87,27 +89,14 @@ def sample_groups(
     Raises:
         ModelError: A GPU's memory is too small for a single continuation.
     """
-    if model.device.type in SHARED_DEVICES:
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            torch.manual_seed(seed)
-            written = sample_group(
-                model,
-                prompt,
-                how.count,
-                temperature=how.temperature,
-                max_tokens=how.max_tokens,
-                pad=tokenizer.pad_token_id,
-            )
-            yield [up_to_end(tokens, how.ends) for tokens in written]
-        return
     rows = [
         Row(list(prompt), how.temperature, how.max_tokens, derive_seed(seed, index))
         for prompt, seed in zip(prompts, seeds, strict=True)
         for index in range(how.count)
     ]
     replies: list[list[int]] = []
-    most = LARGE_BATCH
-    while len(replies) < len(rows):
+    most, given = rows_at_once(model.device), 0
+    while given < len(rows):
         with turn(model.device), merged(model):
             batch = fitting(model, rows[len(replies) :][:most])
             written = _replies(model, tokenizer, batch, how.ends)
@@ -120,8 +109,9 @@ def sample_groups(
                     "use shorter passages, or choose a smaller model"
                 )
             _log.warning("the policy: too little GPU memory for %d rubrics at once; going on with %d", 2 * most, most)
-    for first in range(0, len(rows), how.count):
-        yield replies[first : first + how.count]
+        while given + how.count <= len(replies):
+            yield replies[given : given + how.count]
+            given += how.count
 
 
 def _replies(model: Any, tokenizer: Any, rows: Sequence[Row], ends: Sequence[int]) -> list[list[int]]:
@@ -159,7 +149,7 @@ def sample_group(
         Tokens after the prompt, of equal length: padded after the end.
     """
     ids = torch.tensor([list(prompt)], device=model.device)
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     cache = None
     if count > 1 and len(prompt) > 1 and caches_keys_and_values(causal):
         cache = DynamicCache(config=causal.config)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
-from optimsyn.llm.local.loading import LARGE_BATCH
-from optimsyn.llm.local.turns import SHARED_DEVICES, turn
+from optimsyn.llm.local.group_sampling import rows_at_once
+from optimsyn.llm.local.turns import turn
 from optimsyn.optimize.policy_task import RUBRICS, PolicyTask
 from optimsyn.optimize.quiet import quiet
 from optimsyn.optimize.rounds.held import compared, end_of, held_ids
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optimsyn.optimize.rounds.weights import Weights
 
 _RUBRIC_MODEL = "rubric"  # in the meter of a stage
+_BATCHES = 2
 
 
 def train(task: PolicyTask, learn: Learn) -> Path:
@@ -236,10 +237,9 @@ class _Rounds:
         return self.task.checkpoints / f"round-{number}.safetensors"
 
     def _at_once(self, a_step: int) -> int:
-        """Groups that are sampled and judged together: on a CPU those of a step, on a GPU those of a large batch."""
-        if self.model.device.type in SHARED_DEVICES:
-            return a_step
-        return max(1, LARGE_BATCH // self.config.group_size // a_step) * a_step
+        """Groups of whole steps that are sampled and judged together: two batches, one written while one is sampled."""
+        most = _BATCHES * rows_at_once(self.model.device)
+        return max(1, most // self.config.group_size // a_step) * a_step
 
     def _tick(self, steps: int = 1) -> None:
         self.progress += steps
