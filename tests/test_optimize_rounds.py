@@ -376,14 +376,23 @@ def test_as_on_a_gpu_all_groups_of_a_round_are_sampled_in_one_batch(
     assert all(row["finished"] == (row["completion"][-1] in (1, 3)) for row in rubrics)
 
 
-def test_batches_of_several_prompts_continue_each_as_alone(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_several_prompts_continue_each_as_transformers_does_alone(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
     prompts = [tokenizer(text).input_ids for text in ("a name", "a name of a number", "name a")]
     # So cold that the most likely token is always drawn.
     how = group_sampling.Sampling(2, 1e-6, 12, (tokenizer.eos_token_id,))
-    alone = list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how))
+    alone = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        written = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+        )[0, len(prompt) :].tolist()
+        alone.append([group_sampling.up_to_end(written, how.ends)] * how.count)
+    assert list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how)) == alone
     monkeypatch.setattr(group_sampling, "SHARED_DEVICES", ())
     assert list(group_sampling.sample_groups(model, tokenizer, prompts, [1, 2, 3], how)) == alone
     # Batches of one where the memory allows no more, and another reply for another seed.

@@ -214,7 +214,7 @@ class PolicyTask:
     ) -> Generator[list[Sampled]]:
         """`group_size` rubrics, or `count`, for each row, sampled as when the policy is used.
 
-        On a GPU all rows are sampled together, on a CPU each when it is asked for.
+        Rows are sampled in batches, each when its first row is asked for.
 
         Args:
             model: The policy.
