@@ -164,6 +164,15 @@ look.evaluation_picture(run)
 # shown here**, whatever the dots say. It takes hundreds of questions, several seeds and a model that can write. The
 # whole run is on one page in `report.html` of its folder.
 #
+# Nor do larger runs of optimsyn's own with this model show it yet. Below, policies trained on hundreds of judged
+# rubrics, on passages that they were not trained on: left of the dashed line they earned less than the untrained one.
+
+# %%
+look.policies_picture()
+
+# %% [markdown]
+# Each line crosses 0 or lies left of it. What such a policy could learn, and why so little, is in `docs/science/policy.md`.
+#
 # ## What to try next
 #
 # - `size = "full"` above is the same recipe in a quarter of an hour, with a few more of everything.

@@ -122,7 +122,7 @@ def test_a_failure_of_a_service_and_the_next_call_end_like_an_undisturbed_traini
 ) -> None:
     whole = train_policy(task_of(policy, tmp_path / "whole", make_reward(), "dpo", steps=2))
     ledger, judged_rows = tmp_path / "rewards.jsonl", 0
-    for fail_at in (3, 20):  # among the untrained policy's rubrics, and in the second round
+    for fail_at in (3, 60):  # among the untrained policy's rubrics, and in the first round
         writer = PairWriter(fail_at=fail_at)
         writer.fails = ServiceError("connection refused")
         with pytest.raises(ServiceError, match="connection refused"):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import StageError
@@ -56,6 +56,7 @@ WORDS = st.text(st.characters(exclude_categories=["Nd", "Nl", "No", "Cs"]), max_
 
 
 @given(WORDS, WORDS)
+@example("\u2f00#", "C#")
 def test_laws_of_the_comparison(left: str, right: str) -> None:
     assert normalize_answer(normalize_answer(left)) == normalize_answer(left)
     f1 = token_f1(left, [right])

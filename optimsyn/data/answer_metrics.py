@@ -113,7 +113,7 @@ def _words(text: str) -> list[str]:
     for place, char in enumerate(folded):
         before, behind = folded[:place][-1:], folded[place + 1 : place + 2]
         between = before.isdecimal() and behind.isdecimal() and char in ".,:/-'"
-        sharp = char == "#" and before.isalnum()
+        sharp = char == "#" and before.isascii() and before.isalnum()  # in no script whose words have no spaces
         # A- is a blood group, Cl- an ion; a longer word that ends so is cut off or joined to the next.
         minus = char == "-" and not behind.strip() and re.search(r"\b[^\W\d_]{1,2}$", folded[:place])
         if between or sharp or minus or not unicodedata.category(char).startswith("P"):
