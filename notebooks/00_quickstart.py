@@ -164,14 +164,16 @@ look.evaluation_picture(run)
 # shown here**, whatever the dots say. It takes hundreds of questions, several seeds and a model that can write. The
 # whole run is on one page in `report.html` of its folder.
 #
-# Nor do larger runs of optimsyn's own with this model show it yet. Below, policies trained on hundreds of judged
-# rubrics, on passages that they were not trained on: left of the dashed line they earned less than the untrained one.
+# Larger runs of optimsyn's own with this model have shown a first step. Below, policies trained on hundreds of judged
+# rubrics, asked about passages that they were not trained on: right of the dashed line they earned more reward than the
+# untrained policy.
 
 # %%
 look.policies_picture()
 
 # %% [markdown]
-# Each line crosses 0 or lies left of it. What such a policy could learn, and why so little, is in `docs/science/policy.md`.
+# In one domain of three a policy learned something, namely which verdicts to ask for. That this makes a better model
+# has not been shown; `docs/science/policy.md` tells all of it.
 #
 # ## What to try next
 #
