@@ -144,6 +144,26 @@ def test_no_form_of_a_value_is_kept(value: str, before: bytes) -> None:
     assert without(base64.urlsafe_b64encode(before + secret.encode()).decode(), [secret], "·").count("·") >= 1
 
 
+# All that a key of these kinds has is letters of base64, so that a large picture may hold one by chance.
+_IN_BASE64 = ["AIza" + "a" * 40, "b" * 50 + "AzSeabc", "AKIA" + "A" * 16 + "/", "LTAI" + "a" * 15 + "+"]
+
+
+@pytest.mark.parametrize("key", _IN_BASE64)
+def test_a_picture_stays_whole(key: str) -> None:
+    assert redact(f"it is {key}") != f"it is {key}"
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00" + bytes(range(256)) * 3).decode()
+    picture += f"/{key}{picture[8:]}"
+    assert redact_tree({"image/png": picture}, []) == {"image/png": picture}
+    assert redact(f"data:image/png;base64,{picture}") == f"data:image/png;base64,{picture}"
+    assert redact(f'<img src="data:image/png;base64,{picture}"> {key}') == (
+        f'<img src="data:image/png;base64,{picture}"> [redacted]' + key[-1] * (key[-1] in "/+")
+    )
+
+
+def test_a_short_text_that_begins_like_a_picture_hides_no_key() -> None:
+    assert "[redacted]" in redact("iVBORw0KGgo/AIza" + "a" * 40)
+
+
 def test_data_keeps_what_only_looks_like_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE_TOKEN", "value-of-it-1234")
     monkeypatch.setenv("WORD_TOKEN", "question")

@@ -6,16 +6,19 @@ machine or time: papermill's marks, execution counts, clocks, absolute paths, po
 
 from __future__ import annotations
 
+import base64
 import difflib
 import hashlib
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 
@@ -199,6 +202,8 @@ def faults_of(notebook: NotebookNode, name: str) -> list[str]:
                 faults.append(f"{where}: something wrote to standard error: {output.text.strip()[:200]}")
             if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
                 faults.append(f"{where}: a transient output was kept")
+            if not _is_whole(output.get("data", {}).get("image/png", "")):
+                faults.append(f"{where}: its picture is damaged")
         if set(cell.metadata) - {"tags"}:
             faults.append(f"{where}: metadata {sorted(set(cell.metadata) - {'tags'})}")
         if cell.execution_count is not None:
@@ -211,6 +216,16 @@ def faults_of(notebook: NotebookNode, name: str) -> list[str]:
         if re.search(r"\b\w*Warning\b: |^WARNING\b", text, re.MULTILINE):
             faults.append(f"{name}: a warning: {text.strip()[:120]}")
     return faults
+
+
+def _is_whole(picture: str) -> bool:
+    """Whether a PNG in base64 can be read to its end; also without a picture."""
+    try:
+        if picture:
+            Image.open(BytesIO(base64.b64decode(picture, validate=False))).load()
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def texts(notebook: NotebookNode) -> list[str]:

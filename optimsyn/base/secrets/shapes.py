@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 _B64 = r"[A-Za-z0-9+/]"
-# Prefixes of services' keys; none of them occurs in the base64 text of a picture.
+# Prefixes of services' keys. Some occur by chance in the base64 text of a picture, which `spans` leaves alone.
 _SHAPE = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     # OpenAI, Anthropic, OpenRouter, DeepSeek, Langfuse, Cerebras and others.
@@ -28,8 +28,8 @@ _SHAPE = re.compile(
     r"|pypi-AgE[\w-]{20,}"
     # Amazon, Google, Azure, Alibaba, DigitalOcean, Databricks.
     r"|A[KS]IA[0-9A-Z]{16}(?![0-9A-Za-z])|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}"
-    r"|[A-Za-z0-9]{40,}(?:ACOG|APIM|AzSe)[A-Za-z0-9+/]{3,}|LTAI[A-Za-z0-9]{12,20}(?![0-9A-Za-z])"
-    r"|do[opr]_v1_[0-9a-f]{40,}|dapi[0-9a-f]{32}(?:-\d)?"
+    rf"|[A-Za-z0-9]{{40,}}(?:ACOG|APIM|AzSe){_B64}{{3,16}}(?!{_B64})"
+    r"|LTAI[A-Za-z0-9]{12,20}(?![0-9A-Za-z])|do[opr]_v1_[0-9a-f]{40,}|dapi[0-9a-f]{32}(?:-\d)?"
     # Slack, Discord, Telegram.
     r"|xox[abeoprs]-[\w-]{10,}|xapp-\d-[\w-]{10,}|[MNO][A-Za-z\d_-]{23,25}\.[\w-]{6}\.[\w-]{27,}|\d{8,10}:AA[\w-]{32,}"
     # Groq, xAI, NVIDIA, Perplexity, Replicate, Together, Fireworks, Jina, Voyage, Tavily, RunPod, LangSmith.
@@ -85,10 +85,15 @@ _NAMED = re.compile(
 _WORDS_OF_NAMES = ("key", "token", "secret", "auth", "pass", "pwd", "contrase", "credential")
 _LONGEST_NAME = 24
 _LONGEST_VALUE = 4096
-# The base64 text of a picture, PDF, archive or font, and named digests.
+# The first letters of a picture, PDF, archive or font in base64.
+_BINARY_STARTS = (
+    r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|PHN2Z|PD94bWw|JVBERi0|AAABAA|SUkq|UEsDB|H4sIA|Qk[0-3]|d09G|AAEAAAA|T2dnUw|SUQz)"
+)
+# Longer than any key in base64.
+_BINARY = re.compile(rf"(?<!{_B64}){_BINARY_STARTS}{_B64}{{400,}}=*")
+# The base64 text of a file, and named digests.
 _NO_KEY = re.compile(
-    rf"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|PHN2Z|PD94bWw|JVBERi0|AAABAA|SUkq|UEsDB|H4sIA|Qk[0-3]|d09G|AAEAAAA|T2dnUw|SUQz)"
-    rf"{_B64}*=*|data:[\w/+.-]+;base64,{_B64}*=*|\bsha(?:1|256|384|512)[-:]{_B64}+=*"
+    rf"{_BINARY_STARTS}{_B64}*=*|data:[\w/+.-]+;base64,{_B64}*=*|\bsha(?:1|256|384|512)[-:]{_B64}+=*"
     r"|(?:docs|drive|sheets)\.google\.com/\S+|youtu\.?be\S*|\bInChI=\S+"
 )
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.I)
@@ -115,9 +120,10 @@ _FEW_PAIRS = 6
 
 
 def spans(text: str) -> Iterator[tuple[int, int]]:
-    """The spans of keys in a text, by shape or place; they may overlap."""
+    """The spans of keys in a text, by shape or place; they may overlap. Pictures in base64 have none."""
+    binary = [match.span() for match in _BINARY.finditer(text)]
     for match in _SHAPE.finditer(text):
-        if _is_key(match):
+        if _is_key(match) and not any(start <= match.start() < stop for start, stop in binary):
             yield match.span()
     for match in _PEM.finditer(text):
         yield match.span()
