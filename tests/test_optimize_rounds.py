@@ -243,22 +243,27 @@ def test_what_is_trained_on() -> None:
     assert not judged.has_signal([row_of("a", 0.1), row_of("b", 0.3, finished=False)])
 
 
-def test_fine_tuning_on_a_cpu_does_the_steps_of_trl(
-    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("method", "trainer"), [("expert", "sft_trainer"), ("dpo", "dpo_trainer")])
+def test_training_on_a_cpu_does_the_steps_of_trl(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, trainer: str
 ) -> None:
     """Rubrics of several lengths, two epochs, and a last batch that is not full."""
     passages_ = [
-        [replace(row_of("a", 0.4, passage=f"p{n}"), completion=[5, 6] * (1 + 2 * n)), row_of("b", 0.1, passage=f"p{n}")]
+        [
+            replace(row_of("a", 0.4, passage=f"p{n}"), completion=[5, 6] * (1 + 2 * n)),
+            replace(row_of("b", 0.1, passage=f"p{n}"), completion=[7, 8, 9]),
+        ]
         for n in range(6)
     ]
-    ours = training.sft_trainer(on_cpu=True)
+    make = getattr(training, trainer)
     found = []
-    for kind in (ours, training.sft_trainer(on_cpu=False)):
-        monkeypatch.setattr(training, "sft_trainer", lambda *, on_cpu, kind=kind: kind)
-        task = task_of(policy, tmp_path / kind.__name__, make_reward(), "expert", lr=1e-2, epochs=2)
+    for kind in (make(on_cpu=True), make(on_cpu=False)):
+        monkeypatch.setattr(training, trainer, lambda *, on_cpu, kind=kind: kind)
+        task = task_of(policy, tmp_path / kind.__name__, make_reward(), method, lr=1e-2, epochs=2)
         model, tokenizer = task.load_model()
         model = task.with_lora(model)
-        trained = training.on_the_best(task, model, tokenizer, passages_)
+        learn = training.on_the_best if method == "expert" else training.on_preferences
+        trained = learn(task, model, tokenizer, passages_)
         found.append((trained.loss, weights_of(model)))
     assert trained.examples == 6
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

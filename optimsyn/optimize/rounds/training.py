@@ -82,12 +82,7 @@ def sft_trainer(*, on_cpu: bool) -> Any:
 def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Sequence[Sequence[Rubric]]) -> Trained:
     """DPO on pairs of rubrics of a passage; the reference is the policy as it is now."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    class TokensAsSampled(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:
-            # TRL would write the rubrics as text again, and lose which token ended them.
-            return dataset
+    from trl import DPOConfig
 
     rows = [
         {"prompt_ids": better.prompt, "chosen_ids": better.completion, "rejected_ids": worse.completion}
@@ -97,13 +92,49 @@ def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Seque
         return Trained(0)
     arguments = _arguments(DPOConfig, task, model, beta=task.config.kl, disable_dropout=task.config.lora.dropout == 0)
     with in_own_dtype(model):
-        trainer = TokensAsSampled(
+        trainer = dpo_trainer(on_cpu=arguments.use_cpu)(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
     try:
         return _train(trainer, len(rows))
     finally:
         model.delete_adapter("ref")  # TRL's copy of the start
+
+
+def dpo_trainer(*, on_cpu: bool) -> Any:
+    """TRL's class, for rubrics as tokens; on a CPU one that puts only labels through the output layer."""
+    import torch
+    from trl import DPOTrainer
+    from trl.trainer.utils import use_adapter
+
+    from optimsyn.target.label_loss import LabelLoss
+
+    class TokensAsSampled(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:
+            # TRL would write the rubrics as text again, and lose which token ended them.
+            return dataset
+
+    class OnLabels(TokensAsSampled):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._label_loss = LabelLoss(self.model.get_base_model())
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            """Equation 7 of Rafailov et al. 2023 (arXiv 2305.18290)."""
+            with torch.no_grad(), use_adapter(self.model, "ref"):
+                reference = self._log_likelihoods(inputs)
+            better, worse = (self._log_likelihoods(inputs) - reference).chunk(2)
+            return -torch.nn.functional.logsigmoid(self.beta * (better - worse)).mean()
+
+        def _log_likelihoods(self, inputs: Any) -> Any:
+            """Of each rubric given its prompt, [2 B]: first the better ones of all pairs, then the worse ones."""
+            ids = inputs["input_ids"]
+            losses, rows, _ = self._label_loss.tokens(ids, ids.masked_fill(inputs["completion_mask"] == 0, _NO_LOSS))
+            return -losses.new_zeros(len(ids)).index_add(0, rows, losses)
+
+    return OnLabels if on_cpu else TokensAsSampled
 
 
 def _train(trainer: Any, examples: int) -> Trained:
