@@ -1,7 +1,8 @@
 """Whether a policy of `policy_remedies.py` makes a better model than the untrained one and a fixed text do.
 
     python benchmarks/policy_models.py --run runs/medicine-… --pool runs/…/train_policy/rubrics.jsonl \
-        --way preferences --seeds 0 1 --set synthesis.pairs=96 fine_tune.steps=48 --output benchmarks/results/policy_models.json
+        --way preferences --seeds 0 1 --set synthesis.pairs=96 fine_tune.steps=48 \
+        --output benchmarks/results/policy_models.json
 
 The run is one in which `policy_remedies.py` has trained: its passages, questions and warm-up are taken over, and the
 weights become the policy of a new run. Synthesis, fine-tuning and evaluation are the product's own. The first valid

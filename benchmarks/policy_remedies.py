@@ -110,21 +110,11 @@ def predicted(pool: Pool) -> Pool:
     return [replace(row, valid=True, reward=float(value)) for row, value in zip(rows, result, strict=True)]
 
 
-def on_extremes(task: PolicyTask, model: Any, tokenizer: Any, passages: Passages) -> Trained:
-    """DPO on one pair a passage: its best valid rubric and its worst one, if they are apart by more than noise."""
-
-    def extremes(rubrics: Sequence[Rubric]) -> list[Rubric]:
-        best = max((rubric for rubric in rubrics if rubric.valid), key=lambda rubric: rubric.reward, default=None)
-        return [] if best is None else [best, min(rubrics, key=lambda rubric: rubric.reward)]
-
-    return on_preferences(task, model, tokenizer, [extremes(rubrics) for rubrics in passages])
-
-
 WAYS: dict[str, tuple[Callable[[Pool], Pool], Callable[[PolicyTask, Any, Any, Passages], Trained]]] = {
     "best": (rewards_of, on_the_best),
     "spread": (in_spread, on_the_best),
     "random": (at_random, on_the_best),
-    "preferences": (in_spread, on_extremes),
+    "preferences": (in_spread, on_preferences),
     "predicted": (predicted, on_the_best),
 }
 

@@ -136,19 +136,15 @@ def best(passages: Iterable[Sequence[Rubric]]) -> list[Rubric]:
 
 
 def preferences(passages: Sequence[Sequence[Rubric]]) -> list[tuple[Rubric, Rubric]]:
-    """Pairs (better, worse) of rubrics of one passage.
+    """A pair (better, worse) of rubrics of each passage: the best valid one and the worst one.
 
-    The better one is valid and ahead by more than `noise`. Of a passage with n rubrics the n pairs with the widest
-    differences, so that passages with many rubrics do not outweigh the others by the square of their number.
+    A passage whose best is not ahead by more than `noise` has none. The widest difference of a passage is the surest
+    one, and no rubric is in two pairs.
     """
     least, pairs = noise(passages), []
     for rubrics in passages:
-        apart = [
-            (better, worse)
-            for better in rubrics
-            for worse in rubrics
-            if better.valid and better.reward - worse.reward > least
-        ]
-        apart.sort(key=lambda pair: pair[1].reward - pair[0].reward)
-        pairs += apart[: len(rubrics)]
+        better = max((rubric for rubric in rubrics if rubric.valid), key=lambda rubric: rubric.reward, default=None)
+        worse = min(rubrics, key=lambda rubric: rubric.reward, default=None)
+        if better is not None and worse is not None and better.reward - worse.reward > least:
+            pairs.append((better, worse))
     return pairs

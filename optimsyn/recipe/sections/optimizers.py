@@ -136,8 +136,9 @@ class PolicyOptimizer(Section):
     enabled: bool = Field(True, description="False: the rubric model is not trained.")
     method: Annotated[str, named(POLICY_OPTIMIZERS)] = Field(
         "grpo",
-        description="grpo; expert (fine-tuning on the best rubrics of each passage); dpo (preferences between the "
-        "rubrics of a passage); or one of your own: package.module:name, or the name that it is registered under.",
+        description="grpo; expert (fine-tuning on the best rubrics of each passage); dpo (preferences: the "
+        "best rubric of a passage before its worst); or one of your own: package.module:name, or the name that it is "
+        "registered under.",
     )
     rounds: int = Field(2, ge=1, description="expert, dpo: rounds of sampling, judging and training, at most.")
     epochs: int = Field(3, ge=1, description="expert, dpo: passes over the judged rubrics in each round's training.")
