@@ -160,6 +160,21 @@ def test_a_picture_stays_whole(key: str) -> None:
     )
 
 
+def test_a_key_that_is_joined_to_a_picture_is_taken_out() -> None:
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00" + bytes(range(256)) * 3).decode()
+    assert redact(f"{picture}/sk-proj-4f9a8b7c6d5e4f3a2b1c") == f"{picture}/[redacted]"
+    assert redact(f"{picture}\nsk-proj-4f9a8b7c6d5e4f3a2b1c") == f"{picture}\n[redacted]"
+
+
+@pytest.mark.parametrize("at", range(0, 76, 5))
+def test_a_picture_in_lines_stays_whole(at: int) -> None:
+    picture = base64.encodebytes(b"\x89PNG\r\n\x1a\n\x00" + bytes(range(256)) * 3).decode()
+    letters = picture.replace("\n", "")
+    letters = letters[: 400 + at] + "b" * 50 + "AzSeabc/" + letters[400 + at :]
+    wrapped = "\n".join(letters[n : n + 76] for n in range(0, len(letters), 76)) + "\n"
+    assert redact(wrapped) == wrapped
+
+
 def test_a_short_text_that_begins_like_a_picture_hides_no_key() -> None:
     assert "[redacted]" in redact("iVBORw0KGgo/AIza" + "a" * 40)
 

@@ -34,6 +34,7 @@ from optimsyn.llm.local.generation import Row, generate, prompt_ids, row_bytes
 from optimsyn.llm.local.loading import at_once, load_causal_lm
 from optimsyn.llm.local.merging import merge_for_good, merged
 from optimsyn.llm.local.model import LocalModel, folder_fingerprint
+from optimsyn.llm.local.prompt_cache import caches_keys_and_values
 from optimsyn.llm.local.sampling import draw, truncated, uniforms
 from optimsyn.llm.local.turns import others_turn, turn
 from optimsyn.llm.replies import ReplyCache
@@ -451,6 +452,79 @@ def test_a_lora_is_merged_while_it_samples_and_the_weights_come_back_exactly(fol
         with pytest.raises(ZeroDivisionError), merged(model):
             raise ZeroDivisionError
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_that_16_bits_would_round_away_is_not_merged(folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for size, is_merged in ((1e-5, False), (1.0, True)):
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        config = LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear", exclude_modules=["lm_head"])
+        model = get_peft_model(model, config).eval()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.mul_(size)
+        with torch.no_grad():
+            apart = model(input_ids=ids).logits
+            with merged(model):
+                assert torch.equal(model(input_ids=ids).logits, apart) is not is_merged
+        assert (merge_for_good(model) is not model) is is_merged
+        assert is_merged or all(torch.equal(t, before[n]) for n, t in model.state_dict().items() if "lora" not in n)
+
+
+def test_layers_that_share_their_weights_are_not_merged(folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    first, second = (layer.mlp.up_proj for layer in model.get_decoder().layers[:2])
+    second.weight = first.weight
+    model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, target_modules=["up_proj"])).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        apart = model(input_ids=ids).logits
+        with merged(model):
+            assert torch.equal(model(input_ids=ids).logits, apart)
+
+
+def test_an_error_while_a_lora_is_taken_out_leaves_the_weights_as_they_were(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import Linear
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"]),
+    ).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        apart = model(input_ids=ids).logits
+
+        def fails(_: Any) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch, pytest.raises(MemoryError), merged(model):
+            patch.setattr(Linear, "unmerge", fails)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert torch.equal(model(input_ids=ids).logits, apart)
+
+
+def test_rows_share_a_prompt_only_where_nothing_else_is_cached(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert caches_keys_and_values(model)
+    assert not caches_keys_and_values(model.base_model)
+    model.base_model.rope_deltas = None
+    assert not caches_keys_and_values(model)
 
 
 def test_an_output_layer_tied_to_the_embedding_is_not_merged(tmp_path: Path) -> None:

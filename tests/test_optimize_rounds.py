@@ -38,7 +38,7 @@ from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.optimize.rounds import judged, training
 from optimsyn.optimize.rounds.held import compared
 from optimsyn.optimize.rounds.taught import taught_rubrics
-from optimsyn.optimize.rounds.weights import weights_of
+from optimsyn.optimize.rounds.weights import kl_per_token, put_weights, weights_of
 from optimsyn.programs.rubric import complete_rubric
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Lora, ModelSpec
@@ -178,10 +178,53 @@ def test_rewards_that_are_all_equal_are_drawn_again_once_and_end_the_training(
     (row,) = found.history
     assert (row["redrawn"], row["groups_without_signal"], row["trained_on"]) == (6, 1.0, 0)
     assert found.outcome["kept_round"] == 0 and found.outcome["kl_per_token"] == 0
-    assert "nothing to train on" in found.outcome["stopped"]
+    assert "nothing to train on: no pair of a whole rubric was valid" in found.outcome["stopped"]
     rubrics = [row for row in iter_json(tmp_path / "rubrics.jsonl") if not row["held"]]
     assert len({(row["passage_id"], row["draw"], row["seed"]) for row in rubrics}) == 12
     assert found.adapter.is_dir()
+
+
+def test_a_training_without_a_whole_rubric_says_so(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimsyn.optimize.policy_task._ends", lambda model: (99,))
+    found = train_policy(task_of(policy, tmp_path, make_reward(), "dpo", held_passages=2))
+    assert "every rubric was cut at its longest; raise optimizers.policy.max_tokens" in found.outcome["stopped"]
+
+
+def test_an_adapter_on_the_output_layer_is_refused_before_anything_is_sampled(policy: Path, tmp_path: Path) -> None:
+    task = task_of(policy, tmp_path, make_reward(), "dpo", lora=Lora(r=4, target_modules=("q_proj", "lm_head")))
+    with pytest.raises(ModelError, match=r"lora\.target_modules: the output layer"):
+        train_policy(task)
+
+
+def test_the_kl_of_a_policy_in_16_bits_is_that_of_its_weights(policy: Path, tmp_path: Path) -> None:
+    """Two bfloat16 passes of nearly equal models differ more than these models do."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        task = task_of(policy, tmp_path, make_reward(), "dpo")
+        model, _ = task.load_model()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).to(dtype)
+        model = task.with_lora(model)
+        start = weights_of(model)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                parameter.data = (1e-3 * values).to(torch.bfloat16).to(parameter.dtype)
+            elif "lora_A" in name:
+                parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+        found.append(kl_per_token(model, start, [([1, 2, 3], [4, 5, 1, 0])]))
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+    assert 0 < found[1] < 1e-3
+
+
+def test_weights_of_another_adapter_are_refused(policy: Path, tmp_path: Path) -> None:
+    task = task_of(policy, tmp_path, make_reward(), "dpo")
+    model = task.with_lora(task.load_model()[0])
+    with pytest.raises(ModelError, match="do not fit this model"):
+        put_weights(model, dict(list(weights_of(model).items())[1:]))
 
 
 def test_it_stops_when_nothing_more_is_gained_and_keeps_the_best(policy: Path, tmp_path: Path) -> None:

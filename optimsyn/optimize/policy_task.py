@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import StageError
+from optimsyn.base.errors import ModelError, StageError
 from optimsyn.base.files import write_json
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
@@ -132,8 +132,15 @@ class PolicyTask:
             # Where the base model lies: peft would ask the hub for any other name whenever it saves.
             config.base_model_name_or_path = model.name_or_path
             return PeftModel.from_pretrained(model, str(self.start), is_trainable=True, config=config)
+        head = model.get_output_embeddings()
         torch.manual_seed(self.seed)
-        return add_lora(model, self.config.lora, field=LORA)
+        adapted = add_lora(model, self.config.lora, field=LORA)
+        if adapted.get_base_model().get_output_embeddings() is not head:
+            raise ModelError(
+                f"{LORA}.target_modules: the output layer is among them, which TRL's trainers leave frozen; name other "
+                f"layers, or leave it out with {LORA}.exclude_modules"
+            )
+        return adapted
 
     def rows(self, tokenizer: Any) -> list[dict[str, Any]]:
         """One row for each group of rubrics, in the order of use: `passages_per_step` for each step.
@@ -335,7 +342,7 @@ def _ends(model: Any) -> tuple[int, ...]:
 
 def _sampled(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Sequence[int]) -> Sampled:
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Sampled(text, prompt, tokens, finished=tokens[-1] in ends)
+    return Sampled(text, prompt, tokens, finished=bool(tokens) and tokens[-1] in ends)
 
 
 def _drop_nothing(model: Any) -> None:

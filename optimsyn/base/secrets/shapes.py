@@ -89,8 +89,10 @@ _LONGEST_VALUE = 4096
 _BINARY_STARTS = (
     r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|PHN2Z|PD94bWw|JVBERi0|AAABAA|SUkq|UEsDB|H4sIA|Qk[0-3]|d09G|AAEAAAA|T2dnUw|SUQz)"
 )
-# Longer than any key in base64.
-_BINARY = re.compile(rf"(?<!{_B64}){_BINARY_STARTS}{_B64}{{400,}}=*")
+# Longer than any key in base64; in one piece, or in lines of one length but for the last.
+_BINARY = re.compile(
+    rf"(?<!{_B64}){_BINARY_STARTS}(?:{_B64}{{400,}}=*|{_B64}{{40,75}}(?:\r?\n{_B64}{{64,76}}){{5,}}(?:\r?\n{_B64}{{1,75}}=*)?)"
+)
 # The base64 text of a file, and named digests.
 _NO_KEY = re.compile(
     rf"{_BINARY_STARTS}{_B64}*=*|data:[\w/+.-]+;base64,{_B64}*=*|\bsha(?:1|256|384|512)[-:]{_B64}+=*"
@@ -123,7 +125,7 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
     """The spans of keys in a text, by shape or place; they may overlap. Pictures in base64 have none."""
     binary = [match.span() for match in _BINARY.finditer(text)]
     for match in _SHAPE.finditer(text):
-        if _is_key(match) and not any(start <= match.start() < stop for start, stop in binary):
+        if _is_key(match) and not any(start <= match.start() and match.end() <= stop for start, stop in binary):
             yield match.span()
     for match in _PEM.finditer(text):
         yield match.span()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ def causal_of(model: Any) -> Any:
 
 
 def caches_keys_and_values(model: Any) -> bool:
-    """Whether a model of transformers caches keys and values only; state-space and hybrid layers cache other things."""
+    """Whether rows can share what a model of transformers has cached of a prompt: keys and values, and nothing else.
+
+    State-space and hybrid layers cache other things, some models for pictures keep positions of the last batch outside
+    the cache, and a few have no decoder of their own that returns hidden states and takes a cache.
+    """
+    if model.base_model is model or "past_key_values" not in signature(model.base_model.forward).parameters:
+        return False
+    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+        return False
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 

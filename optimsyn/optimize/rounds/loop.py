@@ -70,7 +70,7 @@ class _Rounds:
             if number > len(self.history.rows):
                 self.history.add(self._round(number, learn))
             if self.history.rows[number - 1]["trained_on"] == 0:
-                stopped = f"round {number} had nothing to train on: no rubric was better than others of its passage"
+                stopped = f"round {number} had nothing to train on: {self._nothing_in()}"
                 break
             before, after = self._held_rewards(best), self._held_rewards(number)
             gain = compared(after, before)
@@ -105,6 +105,17 @@ class _Rounds:
             row |= self._measure(number)
         self._tick()
         return {**row, "seconds": round(time.monotonic() - began, 3)}
+
+    def _nothing_in(self) -> str:
+        """Why no rubric so far can be learned from."""
+        rows = [*self.taught, *(row for row in self.file.all() if not row.held)]
+        if not any(row.finished for row in rows):
+            return "every rubric was cut at its longest; raise optimizers.policy.max_tokens"
+        if all(row.reward is None for row in rows if row.finished):
+            return "no pair of a whole rubric could be judged"
+        if not any(row.valid for row in rows if row.finished):
+            return "no pair of a whole rubric was valid"
+        return "no rubric was better than others of its passage"
 
     def _measure(self, number: int) -> dict[str, Any]:
         """How far the policy is from its start, and what it earns on the held passages."""
