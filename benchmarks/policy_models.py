@@ -18,6 +18,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,8 +37,10 @@ from optimsyn.stages.shared import Tools
 from optimsyn.study.arms.outcomes import Outcome, read_outcome
 from optimsyn.study.arms.result import contrast_results
 from optimsyn.study.arms.study_file import METRICS, StudyCell, contrasts_of
+from optimsyn.training.intervals import UNTUNED
 
 ARMS = ("static", "untrained_policy", "policy")
+_LATER = ("synthesis.", "fine_tune.", "evaluation.", "optimizers.policy.")
 CONTRASTS = contrasts_of([("policy", "static"), ("policy", "untrained_policy")])
 
 
@@ -57,6 +60,8 @@ def arguments() -> argparse.Namespace:
 def recipe_of(source: Recipe, options: Sequence[str], seed: int) -> Recipe:
     """The recipe of one seed."""
     changes = {field: yaml.safe_load(value) for field, _, value in (each.partition("=") for each in options)}
+    if odd := [field for field in changes if not field.startswith(_LATER)]:
+        raise SystemExit(f"--set {odd[0]}: the warm-up is taken over; only {', '.join(_LATER)} may change")
     fixed = {"synthesis.arms": list(ARMS), "synthesis.select": "first", "optimizers.policy.method": "dpo"}
     return changed(source, {**fixed, **changes, "seeds.fine_tune": seed})
 
@@ -66,6 +71,8 @@ def taken_over(run: Run, source: Run, stages: Sequence[str]) -> Run:
     for stage in stages:
         if run.done(stage):
             continue
+        if not source.done(stage):
+            raise SystemExit(f"{source.name}: {stage} has not finished; finish it first")
         if (source.folder / stage).is_dir():
             shutil.copytree(source.folder / stage, run.folder / stage, dirs_exist_ok=True)
         with run.changed_manifest() as manifest:
@@ -90,7 +97,12 @@ def with_policy(run: Run, source: Run, pool: Path, way: str) -> None:
         raise SystemExit(
             f"{len(known)} passages of the synthesis are among those of the policy; change synthesis.pairs"
         )
+    trained = (
+        f"trained by {source.name}, {way}, {sha256((folder / f'{way}.safetensors').read_bytes()).hexdigest()[:12]}"
+    )
     if run.done("train_policy"):
+        if TrainPolicyResult.load(run).notes != (trained,):
+            raise SystemExit(f"{run.folder}: has another policy; give another --folder")
         return
     recipe = run.recipe
     with run.stage("train_policy"):
@@ -109,7 +121,7 @@ def with_policy(run: Run, source: Run, pool: Path, way: str) -> None:
         model = task.with_lora(model)
         put_weights(model, load_file(folder / f"{way}.safetensors"))
         task.save(model)
-        TrainPolicyResult(enabled=True, method="dpo", notes=(f"trained by {source.name}, {way}",)).save(run)
+        TrainPolicyResult(enabled=True, method="dpo", notes=(trained,)).save(run)
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -162,10 +174,14 @@ def main() -> None:
             first = run
         else:
             taken_over(run, first, ("prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize"))
+            # The target before fine-tuning is the same for all seeds.
+            asked = run.path("evaluate", f"{UNTUNED}.jsonl")
+            if not asked.is_file():
+                shutil.copyfile(first.folder / "evaluate" / asked.name, asked)
         for stage in ("fine_tune", "evaluate"):
             run_stage(run, stage)
         cell = StudyCell(recipe.name, "influence", seed, recipe)
-        outcomes.append(read_outcome(cell, run, ARMS, ("base",)))
+        outcomes.append(read_outcome(cell, run, ARMS, (UNTUNED,)))
         results = {
             "way": args.way,
             "seeds": args.seeds[: len(outcomes)],
@@ -175,7 +191,7 @@ def main() -> None:
         print(json.dumps(results, indent=1), flush=True)
         if args.output is not None:
             written = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
-            write_json(args.output, {**written, recipe.name: results})
+            write_json(args.output, {**written, f"{recipe.name}, {args.way}": results})
 
 
 if __name__ == "__main__":
