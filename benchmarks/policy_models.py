@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from optimsyn.base.files import iter_json, write_json
+from optimsyn.base.terminal.labels import variant_label
 from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.optimize.rounds.weights import put_weights
 from optimsyn.recipe.changes import changed
@@ -157,6 +158,27 @@ def effects_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return result
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """Two tables: the pairs of each arm, and the models."""
+    lines = ["| run | rubrics | candidates | valid | influence of valid pairs |", "|---|---|---:|---:|---:|"]
+    for name, found in results.items():
+        lines += [
+            f"| {name} | {variant_label(arm)} | {row['candidates']} | {row['valid']:.0%} "
+            f"| {row['influence_of_valid']:+.3f} |"
+            for arm, row in found["pairs"].items()
+        ]
+    lines += ["", "| run | metric | means | contrast | difference |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        for metric in (metric for metric in METRICS if metric in found):
+            means = ", ".join(f"{variant_label(arm)} {value:.3f}" for arm, value in found[metric]["means"].items())
+            for contrast, each in found[metric]["contrasts"].items():
+                shown = f"{each['value']:+.3f}"
+                if each["low"] is not None:
+                    shown += f" [{each['low']:+.3f}, {each['high']:+.3f}], {each['seeds']} seeds"
+                lines.append(f"| {name} | {metric} | {means} | {contrast} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Prints and writes after each seed."""
     args = arguments()
@@ -191,7 +213,9 @@ def main() -> None:
         print(json.dumps(results, indent=1), flush=True)
         if args.output is not None:
             written = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
-            write_json(args.output, {**written, f"{recipe.name}, {args.way}": results})
+            written[f"{recipe.name}, {args.way}"] = results
+            write_json(args.output, written)
+            args.output.with_suffix(".md").write_text(markdown(written), encoding="utf-8")
 
 
 if __name__ == "__main__":
