@@ -143,15 +143,17 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def effects_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The contrasts on every metric, with the means of each arm."""
+    """The contrasts on every metric, with the means of each arm and of the target before fine-tuning."""
     result: dict[str, Any] = {}
     for metric in METRICS:
         if all(outcome.values["static"][metric] for outcome in outcomes):
+            means = [{arm: fmean(found[metric].values()) for arm, found in each.values.items()} for each in outcomes]
             found = contrast_results(outcomes, dict.fromkeys(CONTRASTS, True), metric, 0.05)
             result[metric] = {
-                "means": {
-                    arm: fmean(fmean(outcome.values[arm][metric].values()) for outcome in outcomes)
-                    for arm in outcomes[0].values
+                "means": {arm: fmean(each[arm] for each in means) for arm in means[0]},
+                "by_seed": {
+                    str(contrast): [each[contrast.left.arm] - each[contrast.right.arm] for each in means]
+                    for contrast in CONTRASTS
                 },
                 "contrasts": {each.contrast: each.pooled.model_dump() for each in found if each.pooled is not None},
             }
@@ -159,7 +161,7 @@ def effects_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Two tables: the pairs of each arm, and the models."""
+    """Two tables: the pairs of each arm, and the models that they made."""
     lines = ["| run | rubrics | candidates | valid | influence of valid pairs |", "|---|---|---:|---:|---:|"]
     for name, found in results.items():
         lines += [
@@ -167,15 +169,23 @@ def markdown(results: dict[str, Any]) -> str:
             f"| {row['influence_of_valid']:+.3f} |"
             for arm, row in found["pairs"].items()
         ]
-    lines += ["", "| run | metric | means | contrast | difference |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| run | metric | before | static | trained policy | policy − static | by seed |",
+        f"|---|---|{'---:|' * 3}---|---|",
+    ]
+    contrast = str(CONTRASTS[0])
     for name, found in results.items():
-        for metric in (metric for metric in METRICS if metric in found):
-            means = ", ".join(f"{variant_label(arm)} {value:.3f}" for arm, value in found[metric]["means"].items())
-            for contrast, each in found[metric]["contrasts"].items():
-                shown = f"{each['value']:+.3f}"
-                if each["low"] is not None:
-                    shown += f" [{each['low']:+.3f}, {each['high']:+.3f}], {each['seeds']} seeds"
-                lines.append(f"| {name} | {metric} | {means} | {contrast} | {shown} |")
+        for metric in ("loss", "answer_loss", "accuracy", "token_f1"):
+            if metric not in found:
+                continue
+            means = (f"{found[metric]['means'][arm]:.3f}" for arm in (UNTUNED, "static", "policy"))
+            each, seeds = found[metric]["contrasts"][contrast], found[metric]["by_seed"][contrast]
+            shown = f"{each['value']:+.3f}"
+            if each["low"] is not None:
+                shown += f" [{each['low']:+.3f}, {each['high']:+.3f}]"
+            by_seed = ", ".join(f"{value:+.3f}" for value in seeds)
+            lines.append(f"| {name} | {metric.replace('_', ' ')} | {' | '.join(means)} | {shown} | {by_seed} |")
     return "\n".join(lines) + "\n"
 
 
