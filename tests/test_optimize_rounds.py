@@ -187,7 +187,7 @@ def test_rewards_that_are_all_equal_are_drawn_again_once_and_end_the_training(
 def test_a_training_without_a_whole_rubric_says_so(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimsyn.optimize.policy_task._ends", lambda model: (99,))
+    monkeypatch.setattr("optimsyn.optimize.policy_task.end_tokens", lambda model: (99,))
     found = train_policy(task_of(policy, tmp_path, make_reward(), "dpo", held_passages=2))
     assert "every rubric was cut at its longest; raise optimizers.policy.max_tokens" in found.outcome["stopped"]
 

@@ -208,7 +208,7 @@ class PolicyTask:
             pad=tokenizer.pad_token_id,
         )
         model.train(training)
-        ends = _ends(model)
+        ends = end_tokens(model)
         return [_sampled(tokenizer, prompt, up_to_end(tokens, ends), ends) for tokens in written]
 
     def sample_all(
@@ -233,7 +233,7 @@ class PolicyTask:
         from optimsyn.llm.local.group_sampling import Sampling, sample_groups
 
         prompts = [self.prompt_ids(tokenizer, row) for row in rows]
-        ends = _ends(model)
+        ends = end_tokens(model)
         how = Sampling(count or self.config.group_size, self.config.temperature, self.config.max_tokens, ends)
         training = model.training
         model.eval()
@@ -335,7 +335,7 @@ class TrlReward:
         reward.write_ahead(requests_of(completions, columns, reward.source, None))
 
 
-def _ends(model: Any) -> tuple[int, ...]:
+def end_tokens(model: Any) -> tuple[int, ...]:
     declared = model.generation_config.eos_token_id
     return (declared,) if isinstance(declared, int) else tuple(declared or ())
 
