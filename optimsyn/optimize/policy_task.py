@@ -336,6 +336,7 @@ class TrlReward:
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
+    """The tokens that end a text, as the model declares them."""
     declared = model.generation_config.eos_token_id
     return (declared,) if isinstance(declared, int) else tuple(declared or ())
 
