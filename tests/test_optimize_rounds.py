@@ -36,7 +36,7 @@ from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.optimize.rounds import judged, training
-from optimsyn.optimize.rounds.held import compared
+from optimsyn.optimize.rounds.held import compared, held_ids
 from optimsyn.optimize.rounds.taught import taught_rubrics
 from optimsyn.optimize.rounds.weights import kl_per_token, put_weights, weights_of
 from optimsyn.programs.rubric import complete_rubric
@@ -175,13 +175,32 @@ def test_rewards_that_are_all_equal_are_drawn_again_once_and_end_the_training(
 
     reward = make_reward(writer=Nothing())
     found = train_policy(task_of(policy, tmp_path, reward, method, held_passages=2))
-    (row,) = found.history
-    assert (row["redrawn"], row["groups_without_signal"], row["trained_on"]) == (6, 1.0, 0)
+    # The second round reaches the other six passages.
+    assert len(found.history) == 2
+    for row in found.history:
+        assert (row["redrawn"], row["groups_without_signal"], row["trained_on"]) == (6, 1.0, 0)
     assert found.outcome["kept_round"] == 0 and found.outcome["kl_per_token"] == 0
-    assert "nothing to train on: no pair of a whole rubric was valid" in found.outcome["stopped"]
+    assert "round 2 had nothing to train on: no pair of a whole rubric was valid" in found.outcome["stopped"]
     rubrics = [row for row in iter_json(tmp_path / "rubrics.jsonl") if not row["held"]]
-    assert len({(row["passage_id"], row["draw"], row["seed"]) for row in rubrics}) == 12
+    assert len({(row["passage_id"], row["draw"], row["seed"]) for row in rubrics}) == 24
+    assert len({row["passage_id"] for row in rubrics}) == 12
     assert found.adapter.is_dir()
+
+
+def test_a_round_without_anything_to_train_on_leaves_it_to_the_next(policy: Path, tmp_path: Path) -> None:
+    class Later(PairWriter):
+        async def awrite(self, passage: Any, *given: Any, **more: Any) -> Pair:
+            pair = await super().awrite(passage, *given, **more)
+            return pair if passage.id in reached else pair.model_copy(update={"answer": "bad answer"})
+
+    task = task_of(policy, tmp_path, make_reward(writer=Later()), "dpo", held_passages=2)
+    held = held_ids(task.config, [passage.id for passage in task.passages], task.seed)
+    trained = [passage.id for passage in task.passages if passage.id not in held]
+    reached = {*held, *trained[6:]}
+    found = train_policy(task)
+    assert [row["trained_on"] > 0 for row in found.history] == [False, True]
+    assert [row["kept"] for row in found.history] == [0, 2]
+    assert found.outcome["kept_round"] == 2 and found.outcome["held_difference"] > 0
 
 
 def test_a_training_without_a_whole_rubric_says_so(

@@ -122,6 +122,7 @@ def disk_need(
     prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
     searched = prompt.metric_calls if prompt.for_writer else 0
     trained = policy.judged(None, drawn_again=1.0) if policy.enabled else 0
+    warm_ups = policy.warm_ups if policy.enabled else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
     if "static_pool" in recipe.variants:
@@ -130,8 +131,13 @@ def disk_need(
     rubrics = each if "author" in recipe.variants else 0
     rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
     rubrics += prompt.metric_calls if prompt.for_author else 0
-    judged = searched + trained + candidates + rubrics * author.drafts
-    replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained + rubrics * (author.steps + author.drafts)
+    judged = searched + trained * (1 + warm_ups) + candidates + rubrics * author.drafts
+    replies = (
+        2 * (recipe.warm_up.pairs + searched + candidates)
+        + warm_ups * recipe.warm_up.pairs
+        + trained
+        + rubrics * (author.steps + author.drafts)
+    )
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)
@@ -141,14 +147,16 @@ def disk_need(
     target = _FLOAT * _target_parameters(recipe, weight_bytes)
     rubric = _FLOAT * _adapter(recipe.models.rubric, policy.lora, None) if policy.enabled else 0
     variants = len(recipe.fine_tuned)
+    directions = (_SUBTASKS if subtasks is None else subtasks) * recipe.warm_up.checkpoints * target
+    warmed_up = _WITH_MOMENTS * recipe.warm_up.checkpoints * target
     parts = {
         "replies": round(_SQLITE * replies * reply),
         "judgements": round(_SQLITE * judged * _ROW_BYTES),
         "pairs and datasets": round(_ROW_BYTES * (3 * candidates + 2 * synthesis.pairs)),
-        "validation directions": (_SUBTASKS if subtasks is None else subtasks) * recipe.warm_up.checkpoints * target,
-        "warm-up checkpoints": _WITH_MOMENTS * recipe.warm_up.checkpoints * target,
+        "validation directions": directions,
+        "warm-up checkpoints": warmed_up,
         "fine-tuning": variants * target + _CHECKPOINTS * _WITH_MOMENTS * target,
-        "policy training": rubric * (1 + _CHECKPOINTS * _WITH_MOMENTS),
+        "policy training": rubric * (1 + _CHECKPOINTS * _WITH_MOMENTS) + warm_ups * (directions + warmed_up),
         "notebooks and report": _NOTEBOOKS_BYTES,
         "working space": RESERVE_BYTES + _JOURNALS_BYTES,
     }

@@ -15,7 +15,7 @@ from optimsyn.base.identity import Identity
 from optimsyn.llm.local.model import folder_fingerprint
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_identity, policy_method
-from optimsyn.optimize.policy_task import OUTCOME, RUBRICS, PolicyTask
+from optimsyn.optimize.policy_task import OUTCOME, RUBRICS, WARM_UP, PolicyTask
 from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS
 from optimsyn.reward.judgements import digest
 
@@ -68,6 +68,8 @@ def train_policy(task: PolicyTask) -> PolicyResult:
             shutil.copytree(returned, partial, dirs_exist_ok=True)
             partial.rename(adapter)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
+    elif task.renewal is not None:
+        task.reward = task.renewal.last() or task.reward
     concluded = task.folder / OUTCOME
     outcome = json.loads(concluded.read_text(encoding="utf-8")) if concluded.is_file() else {}
     return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"), outcome)
@@ -106,8 +108,8 @@ def _forget_other_training(folder: Path, identity: Identity) -> None:
     recorded = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
     if identity.same_as(recorded):
         return
-    for name in ("adapter", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / "adapter", folder / "checkpoints", *folder.glob(f"{WARM_UP}*")):
+        shutil.rmtree(path, ignore_errors=True)
     for name in ("history.jsonl", RUBRICS, OUTCOME):
         (folder / name).unlink(missing_ok=True)
     write_json(marker, identity.saved())

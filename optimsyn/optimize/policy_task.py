@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optimsyn.base.errors import ModelError, StageError
 from optimsyn.base.files import write_json
@@ -21,6 +21,7 @@ from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Manner
     from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.drafting import RubricRequest
     from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
 
@@ -29,6 +30,8 @@ LORA = "optimizers.policy.lora"
 """The recipe's field of the policy's adapter."""
 # The rubrics that a method in rounds has sampled, with their tokens and rewards.
 RUBRICS = "rubrics.jsonl"
+# Before the number of the round after which the target was warmed up again.
+WARM_UP = "warm_up-"
 LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
 
 
@@ -49,6 +52,31 @@ class Sampled:
     finished: bool = True
 
 
+class Renewal(Protocol):
+    """Warms the target up again between rounds."""
+
+    @property
+    def blanks(self) -> Sequence[RubricRequest]:
+        """The first drafts that a warm-up asks for, without their rubrics."""
+
+    def has(self, number: int) -> bool:
+        """Whether the first drafts after a round are written."""
+
+    def reward(self, number: int, requests: Sequence[RubricRequest] | None) -> InfluenceReward | None:
+        """The reward of the target as warmed up after a round; None: too few first drafts were valid.
+
+        Args:
+            number: The round.
+            requests: `blanks` with rubrics of the policy after that round; None where they are written.
+
+        Raises:
+            ServiceError: A service failed for good.
+        """
+
+    def last(self) -> InfluenceReward | None:
+        """That of the last round that has one."""
+
+
 @dataclass
 class PolicyTask:
     """The task of a method of policy optimisation.
@@ -65,6 +93,7 @@ class PolicyTask:
         start: A peft adapter that the training begins from, in place of a new LoRA of the recipe's size.
         load: Overrides the loading of model and tokenizer, for models that are already in memory.
         report: Called before and after each step with the steps done and their total.
+        renewal: Warms the target up again between rounds, after which `reward` is another one; None: it is not.
         taught: Rubrics that somebody else has written for some of the passages, judged by the same reward.
     """
 
@@ -80,6 +109,7 @@ class PolicyTask:
     load: LoadModel | None = None
     report: Callable[[int, int], None] | None = None
     taught: Sequence[Judgement] = ()
+    renewal: Renewal | None = None
     _judged: int = field(init=False, default=0)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -254,15 +284,36 @@ class PolicyTask:
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         return self.trl_reward([row["prompt"] for row in rows], completions, **columns)
 
-    def judgements(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[Judgement]:
-        """As `judge`, with all that is known of each pair; `unjudged` where it could not be judged."""
+    def judgements(
+        self, rows: Sequence[dict[str, Any]], completions: Sequence[str], *, again: bool = False
+    ) -> list[Judgement]:
+        """As `judge`, with all that is known of each pair; `unjudged` where it could not be judged.
+
+        Args:
+            rows: See `row`.
+            completions: One for each row.
+            again: They have been judged by another reward, which has counted them.
+        """
         from optimsyn.llm.language_model import run_sync
+
+        if not again:
+            self.count(len(completions))
+        return run_sync(self.reward.judge(self.requests(rows, completions, noted=not again)))
+
+    def requests(
+        self, rows: Sequence[dict[str, Any]], completions: Sequence[str], *, noted: bool = True
+    ) -> list[RubricRequest]:
+        """The rubrics as the reward is asked for them.
+
+        Args:
+            rows: See `row`.
+            completions: One for each row.
+            noted: Whether to count what could be read of them.
+        """
         from optimsyn.reward.trl import requests_of
 
-        self.count(len(completions))
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        asked = requests_of(completions, columns, self.reward.source, self.reward.options.outcomes)
-        return run_sync(self.reward.judge(asked))
+        return requests_of(completions, columns, self.reward.source, self.reward.options.outcomes if noted else None)
 
     @functools.cached_property
     def trl_reward(self) -> TrlReward:
@@ -328,11 +379,7 @@ class TrlReward:
 
     def write_ahead(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> None:
         """Begins to write the pairs of rubrics while others are sampled; they are judged when TRL asks for rewards."""
-        from optimsyn.reward.trl import requests_of
-
-        reward = self._task.reward
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        reward.write_ahead(requests_of(completions, columns, reward.source, None))
+        self._task.reward.write_ahead(self._task.requests(rows, completions, noted=False))
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:

@@ -451,6 +451,11 @@ class Recipe(Shown, Whole):
                 "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
                 "warm_up.checkpoints to 1, or reward.given to nothing"
             )
+        if self.optimizers.policy.warm_up_again and self.reward.given == "judged":
+            wrong.append(
+                "optimizers.policy.warm_up_again has all rubrics judged again by another target, and with "
+                "reward.given: judged a reward depends on what was judged before; remove one of the two"
+            )
         if self.reward.is_control and not self.influence.is_influence:
             wrong.append(
                 f"reward.source: {self.reward.source} and influence.scorer: {self.influence.scorer} both take the "

@@ -67,13 +67,27 @@ def written_at_first(tools: Tools, variant: str, config: Synthesis) -> int:
 
 
 def judged_by_an_optimiser(tools: Tools) -> int:
-    """Distinct rubrics that the policy training had judged; of the prompt search where no policy is trained."""
+    """Distinct rubrics that the policy training had judged, and the first drafts of further warm-ups.
+
+    Those of the prompt search where no policy is trained.
+    """
+    from optimsyn.optimize.policy_task import WARM_UP
+
     stage = "train_policy" if tools.recipe.optimizers.policy.enabled else "optimize_prompt"
-    ledger = tools.run.path("rewards.jsonl")
-    if not ledger.is_file():
-        return 0
-    # A killed synthesis may have left half a line.
-    return len({row["key"] for row in iter_json(ledger, tolerate_torn=True) if row.get("source") == stage})
+    # Where the target was warmed up again, the same rubrics were judged again.
+    ledgers = [tools.run.path("rewards.jsonl"), *tools.run.path("train_policy").glob(f"{WARM_UP}*/rewards.jsonl")]
+    asked = {
+        (
+            *(row.get(name) for name in ("passage_id", "kind", "seed", "guiding_text")),
+            str(row["rubric"] or row["reasons"]),
+        )
+        for ledger in ledgers
+        if ledger.is_file()
+        # A killed synthesis may have left half a line.
+        for row in iter_json(ledger, tolerate_torn=True)
+        if row.get("source") == stage
+    }
+    return len(asked) + (len(ledgers) - 1) * tools.recipe.warm_up.pairs
 
 
 def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:

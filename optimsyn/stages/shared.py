@@ -6,7 +6,7 @@ Each is built on first use and cached, so that a stage loads only what it needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -274,6 +274,8 @@ class Tools:
         from optimsyn.target.target import Target
 
         target = Target.load(self.recipe.models.target, seed=self.recipe.seed_of("data"))
+        if self.recipe.optimizers.policy.warm_up_again:
+            target.remember_start()
         if self.run.done("warm_up"):
             target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))
         return target
@@ -370,27 +372,16 @@ class Tools:
         Raises:
             StageError: A finished stage used other checks or another scorer.
         """
-        from optimsyn.reward.reward import WINDOW, InfluenceReward, RewardOptions
         from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
 
         facts = facts_of(self.scorer, self.checker)
         refuse_another(self.run, facts)
-        reward = InfluenceReward(
+        reward = self.reward_by(
             self.scorer if given == "nothing" else self.moved_scorer(),
-            self.pair_writer,
-            self.checker,
-            invalid_penalty=self.invalid_penalty,
-            ledger=self.run.path("rewards.jsonl"),
-            options=RewardOptions(
-                source=source,
-                rewards=self.recipe.reward.source,
-                report=report,
-                neutral=self._first_draft_influence,
-                outcomes=self.run.replies.outcomes,
-                window=WINDOW if self.target.device.type == "cpu" else GPU_WINDOW,
-                ahead=self.ahead,
-                meter=self.meter,
-            ),
+            source,
+            self.run.path("rewards.jsonl"),
+            self._first_draft,
+            report,
         )
         if self.stage is not None:
             self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
@@ -403,11 +394,44 @@ class Tools:
 
         return penalty_of(self.recipe.reward, self._first_draft)
 
-    @property
-    def _first_draft_influence(self) -> float:
-        """The mean influence of the first draft: a neutral reward, known before any optimiser starts."""
-        values = self._first_draft
-        return sum(values) / len(values) if values else 0.0
+    def reward_by(
+        self,
+        scorer: MeasuredScorer | MovedScorer,
+        source: str,
+        ledger: Path,
+        first_draft: Sequence[float],
+        report: Callable[[int, int], None] | None = None,
+    ) -> InfluenceReward:
+        """A reward by this scorer, with a ledger of its own; the run's one reward is `reward`.
+
+        Args:
+            scorer: Gives the influence.
+            source: Written to every row of the ledger.
+            ledger: Keeps the judgements.
+            first_draft: Influence of first drafts by this scorer. Their mean is a neutral reward, known before any
+                optimiser starts; the penalty may be in units of their spread.
+            report: As of `reward`.
+        """
+        from optimsyn.reward.controls import penalty_of
+        from optimsyn.reward.reward import WINDOW, InfluenceReward, RewardOptions
+
+        return InfluenceReward(
+            scorer,
+            self.pair_writer,
+            self.checker,
+            invalid_penalty=penalty_of(self.recipe.reward, first_draft),
+            ledger=ledger,
+            options=RewardOptions(
+                source=source,
+                rewards=self.recipe.reward.source,
+                report=report,
+                neutral=sum(first_draft) / len(first_draft) if first_draft else 0.0,
+                outcomes=self.run.replies.outcomes,
+                window=WINDOW if self.target.device.type == "cpu" else GPU_WINDOW,
+                ahead=self.ahead,
+                meter=self.meter,
+            ),
+        )
 
     @property
     def _first_draft(self) -> list[float]:

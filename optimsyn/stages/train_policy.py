@@ -11,14 +11,17 @@ from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_jsonl
 from optimsyn.base.seeds import derive_seed
 from optimsyn.recipe.sections.arms import trained_as
+from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.candidates import author_of, forget_untrained, guiding_text_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
+from optimsyn.stages.warm_up_again import WarmUpAgain
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+    from optimsyn.recipe.sections.optimizers import PolicyOptimizer
     from optimsyn.reward.author.agent import RubricAuthor
     from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
@@ -58,6 +61,9 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
     guiding_text = guiding_text_of(tools, trained_as(recipe.synthesis))
     taught = _lessons(tools, reward, guiding_text) if "author" in config.learn_from else []
+    again = None
+    if config.warm_up_again and recipe.reward.source not in WITHOUT_GRADIENTS:
+        again = WarmUpAgain(tools, stage, guiding_text, reward)
     trained = train_policy(
         PolicyTask(
             recipe.models.rubric,
@@ -71,6 +77,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
             report=stage.progress,
             taught=taught,
+            renewal=again,
         )
     )
     history = tuple(PolicyStep.model_validate(row) for row in trained.history)
@@ -84,7 +91,12 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
         reward_last=rewards[-1] if rewards else None,
         history=history,
         busy=loads_of(tools.meter),
-        notes=(*passed_over(reward), *_taught(taught), *_conclusions(config.method, trained.outcome)),
+        notes=(
+            *passed_over(reward),
+            *_taught(taught),
+            *_warmed_up_again(config, again),
+            *_conclusions(config.method, trained.outcome),
+        ),
         **{name: trained.outcome.get(name) for name in _CONCLUDED},
     ).save(run)
 
@@ -129,6 +141,13 @@ async def _judged_drafts(
     done = [author.trajectories[place] for place in places]
     write_jsonl(tools.run.path("train_policy", LESSONS), done)
     return [row for place in places for row in author.judged[place]]
+
+
+def _warmed_up_again(config: PolicyOptimizer, again: WarmUpAgain | None) -> list[str]:
+    """What became of `warm_up_again`."""
+    if again is not None:
+        return again.notes
+    return ["The target was not warmed up again: this reward does not ask it."] if config.warm_up_again else []
 
 
 def _taught(rows: Sequence[Judgement]) -> list[str]:

@@ -23,11 +23,15 @@ from optimsyn.stages.shared import Tools
 from optimsyn.target.warm_up.parts import FEWEST_DRAFTS, parts_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optimsyn.data.records import Pair
     from optimsyn.influence.factory import MeasuredScorer
     from optimsyn.recipe.sections.warm_up import WarmUp
     from optimsyn.reward.drafting import Draft, RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
+    from optimsyn.target.warm_up.checkpoints import Checkpoint
     from optimsyn.target.warm_up.curve import WarmUpCurve
 
 
@@ -64,22 +68,12 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
             f"{refused}. Mend the cause, use a stronger generator, or raise `warm_up.pairs`."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
-    trained, unseen, search = parts_of(run.recipe, pairs)
-    with tools.meter.at_work(TARGET):
-        checkpoints = tools.target.warm_up(
-            trained,
-            questions=tools.validation,
-            unseen=unseen,
-            search=search,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            checkpoints=config.checkpoints,
-            max_grad_norm=config.max_grad_norm,
-            seed=run.recipe.seed_of("data"),
-            folder=run.path("warm_up", "checkpoints"),
-            report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
-        )
+    trained, checkpoints = warm_up_target(
+        tools,
+        pairs,
+        run.path("warm_up", "checkpoints"),
+        lambda step, steps: stage.progress(step, steps, "training steps", last=False),
+    )
     scorer = tools.scorer
     stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring(scorer).model_dump())
     baseline = scorer.zero_gradient_baseline()
@@ -104,6 +98,42 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
         reward_look=look,
         busy=loads_of(tools.meter),
     ).save(run)
+
+
+def warm_up_target(
+    tools: Tools, pairs: Sequence[Pair], folder: Path, report: Callable[[int, int], None]
+) -> tuple[Sequence[Pair], list[Checkpoint]]:
+    """Trains the target's adapter on a share of valid first drafts.
+
+    Args:
+        tools: The run's target and questions.
+        pairs: The first drafts.
+        folder: Receives the checkpoints; a finished warm-up on the same pairs is taken from it.
+        report: Called after each step with the steps done and the maximum.
+
+    Returns:
+        The pairs that were trained on, and the checkpoints.
+    """
+    from optimsyn.reward.reward import TARGET
+
+    recipe, config = tools.recipe, tools.recipe.warm_up
+    trained, unseen, search = parts_of(recipe, pairs)
+    with tools.meter.at_work(TARGET):
+        checkpoints = tools.target.warm_up(
+            trained,
+            questions=tools.validation,
+            unseen=unseen,
+            search=search,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            checkpoints=config.checkpoints,
+            max_grad_norm=config.max_grad_norm,
+            seed=recipe.seed_of("data"),
+            folder=folder,
+            report=report,
+        )
+    return trained, checkpoints
 
 
 def _scoring(scorer: MeasuredScorer) -> Scoring:

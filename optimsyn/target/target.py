@@ -68,6 +68,7 @@ class Target:
         self.label_loss = LabelLoss(self.causal)
         self._base: str | None = None
         self._near: tuple[Checkpoint, dict[str, torch.Tensor]] | None = None
+        self._start: dict[str, torch.Tensor] = {}
 
     @classmethod
     def load(cls, spec: TargetSpec | ModelSpec | str, *, seed: int = 0) -> Target:
@@ -277,6 +278,23 @@ class Target:
                         f"{tuple(parameter.shape)}; use the same lora settings or warm up again"
                     )
                 parameter.copy_(state[name])
+
+    def remember_start(self) -> None:
+        """Keeps the trained parameters as they are now, in main memory, for `restart`."""
+        self._start = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    def restart(self) -> None:
+        """Puts back what `remember_start` kept, and forgets the checkpoints, for another warm-up.
+
+        Raises:
+            ModelError: Nothing was kept.
+        """
+        if not self._start:
+            raise ModelError(f"target {self.name!r}: call remember_start before the first warm-up, then restart")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self._start[name])
+        self.checkpoints, self.curve, self._near = [], None, None
 
     def add_checkpoints_from(self, folder: Path) -> list[Checkpoint]:
         """Reads the checkpoints of a finished `warm_up` in `folder` and loads the last one.

@@ -323,7 +323,8 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     )
     # The local policy samples the rubrics.
     judged = Range(low=low * _READ.low, expected=expected * _READ.expected, high=high * _READ.high)
-    return [("pair", judged)]
+    again = Range(low=0.0, expected=config.warm_ups, high=config.warm_ups) * float(recipe.warm_up.pairs)
+    return [("pair", judged + again)]
 
 
 def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:

@@ -28,6 +28,7 @@ class JudgedRubric:
         finished: False: it was cut at `max_tokens`.
         valid: Whether its pair passed all checks.
         reward: None where the pair could not be judged.
+        warm_up: By which target: 0, or the round after which it was warmed up again.
     """
 
     round: int
@@ -42,6 +43,7 @@ class JudgedRubric:
     finished: bool
     valid: bool
     reward: float | None
+    warm_up: int = 0
 
 
 Place = tuple[int, bool, int, int]
@@ -65,6 +67,17 @@ class RubricFile:
         self._groups = {place: rows for place, rows in self._groups.items() if len(rows) == size}
         write_jsonl(path, (asdict(row) for row in self.all()))
 
+    @property
+    def warm_up(self) -> int:
+        """By which target the rubrics were judged; see `JudgedRubric.warm_up`."""
+        return max((row.warm_up for rows in self._groups.values() for row in rows), default=0)
+
+    def judged_again(self, rows: Sequence[JudgedRubric]) -> None:
+        """Replaces all rows, at once: those of two targets are never together in the file."""
+        write_jsonl(self.path, (asdict(row) for row in rows))
+        self._groups = {}
+        self._file(rows)
+
     def all(self) -> list[JudgedRubric]:
         """All rubrics, in the order of sampling."""
         return [row for rows in self._groups.values() for row in rows]
@@ -76,6 +89,9 @@ class RubricFile:
     def add(self, rows: Sequence[JudgedRubric]) -> None:
         """Keeps whole groups, durably."""
         append_jsonl(self.path, [asdict(row) for row in rows])
+        self._file(rows)
+
+    def _file(self, rows: Iterable[JudgedRubric]) -> None:
         for row in rows:
             self._groups.setdefault((row.round, row.held, row.group, row.draw), []).append(row)
 

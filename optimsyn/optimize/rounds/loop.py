@@ -1,14 +1,17 @@
 """The rounds of a policy's training: sample, judge, train on all that was judged, measure, go on or stop.
 
 Every round trains the starting policy anew, on the rubrics of all rounds: nothing that was judged is thrown away, and
-what one round learned by mistake the next can correct. A killed training goes on with the group that it was at:
-rubrics are kept with their rewards, and each group and each training has a seed of its own.
+what one round learned by mistake the next can correct. With `warm_up_again` the target is warmed up anew after each
+round that gained, and judges all rubrics so far again, so that no two are compared by different targets. A killed
+training goes on with the group that it was at: rubrics are kept with their rewards, and each group and each training
+has a seed of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, kl_per_token, 
 
 if TYPE_CHECKING:
     from optimsyn.optimize.rounds.weights import Weights
+    from optimsyn.reward.judgements import Judgement
 
 _RUBRIC_MODEL = "rubric"  # in the meter of a stage
 _BATCHES = 2
@@ -39,7 +43,8 @@ def train(task: PolicyTask, learn: Learn) -> Path:
     policy before the round's training), valid (share), completion_length (tokens), unfinished (share cut at
     max_tokens), redrawn (groups drawn again), groups_without_signal (share of groups, after that), trained_on
     (rubrics, or pairs of them), loss, kl (nats a token from the start), held_reward, held_untrained, held_difference
-    with held_low and held_high (95%, paired bootstrap over the held passages), seconds.
+    with held_low and held_high (95%, paired bootstrap over the held passages), kept (the round whose adapter is kept so
+    far; 0: the start), stopped (why the training ends with this round, or None), seconds.
     """
     with quiet():
         return _Rounds(task).train(learn)
@@ -68,18 +73,15 @@ class _Rounds:
         self._tick()
         for number in range(1, self.config.rounds + 1):
             if number > len(self.history.rows):
-                self.history.add(self._round(number, learn))
-            if self.history.rows[number - 1]["trained_on"] == 0:
-                stopped = f"round {number} had nothing to train on: {self._nothing_in()}"
-                break
-            before, after = self._held_rewards(best), self._held_rewards(number)
-            gain = compared(after, before)
-            better = not self.held or gain.mean > 0
-            if self.held and gain.mean <= gain.error:
-                stopped = end_of(gain, number, best, better=better)
-            best = number if better else best
+                self.history.add(self._round(number, best, learn))
+            row = self.history.rows[number - 1]
+            # Rows of earlier versions do not say what was decided.
+            decided = row if "kept" in row else self._decided(number, best, row["trained_on"])
+            best, stopped = decided["kept"], decided["stopped"]
             if stopped is not None:
                 break
+            if best == number < self.config.rounds:
+                self._warm_up_again(number)
         put_weights(self.model, self._weights(best))
         kept = self.history.rows[best - 1] if best else {"kl": 0.0, "held_difference": 0.0}
         self.task.conclude(
@@ -91,7 +93,7 @@ class _Rounds:
         )
         return self.task.save(self.model)
 
-    def _round(self, number: int, learn: Learn) -> dict[str, Any]:
+    def _round(self, number: int, best: int, learn: Learn) -> dict[str, Any]:
         began = time.monotonic()
         put_weights(self.model, self._weights(number - 1))
         row = {"step": number, **self._draw(number)}
@@ -103,8 +105,53 @@ class _Rounds:
         if trained.examples:
             self._keep_weights(number)
             row |= self._measure(number)
+        row |= self._decided(number, best, trained.examples)
         self._tick()
         return {**row, "seconds": round(time.monotonic() - began, 3)}
+
+    def _decided(self, number: int, best: int, trained_on: int) -> dict[str, Any]:
+        """Whose adapter is kept so far, and why the training ends with this round; None: it goes on."""
+        if trained_on == 0:
+            unseen = number < self.config.rounds and number * self._a_round < len(self.passages)
+            nothing = None if unseen else f"round {number} had nothing to train on: {self._nothing_in()}"
+            return {"kept": best, "stopped": nothing}
+        gain = compared(self._held_rewards(number), self._held_rewards(best))
+        better = not self.held or gain.mean > 0
+        ended = self.held and gain.mean <= gain.error
+        return {
+            "kept": number if better else best,
+            "stopped": end_of(gain, number, best, better=better) if ended else None,
+        }
+
+    def _warm_up_again(self, number: int) -> None:
+        """Warms the target up on pairs of the policy of this round, and has it judge all rubrics so far."""
+        renewal = self.task.renewal
+        if renewal is None:
+            return
+        requests = None
+        if not renewal.has(number):
+            put_weights(self.model, self._weights(number))
+            blanks = renewal.blanks
+            rows = [self.task.row(self.tokenizer, blank.passage, blank.seed, blank.kind) for blank in blanks]
+            seeds = [derive_seed(self.task.seed, "sample", "warm_up", number, blank.seed) for blank in blanks]
+            groups = self.task.sample_all(self.model, self.tokenizer, rows, seeds, count=1)
+            requests = self.task.requests(rows, [rubric.text for (rubric,) in groups])
+        reward = renewal.reward(number, requests)
+        if reward is None:
+            return
+        self.task.reward = reward
+        self.taught = self._judged_again(self.taught, number)
+        if self.file.warm_up < number:
+            self.file.judged_again(self._judged_again(self.file.all(), number))
+
+    def _judged_again(self, rubrics: Sequence[JudgedRubric], warm_up: int) -> list[JudgedRubric]:
+        """The rubrics with the rewards that they earn now; their pairs are known."""
+        rows = [self._row_of(rubric) for rubric in rubrics]
+        verdicts = self.task.judgements(rows, [rubric.text for rubric in rubrics], again=True) if rows else []
+        return [
+            replace(rubric, **_verdict(verdict), warm_up=warm_up)
+            for rubric, verdict in zip(rubrics, verdicts, strict=True)
+        ]
 
     def _nothing_in(self) -> str:
         """Why no rubric so far can be learned from."""
@@ -199,8 +246,8 @@ class _Rounds:
                         prompt=rubric.prompt,
                         completion=rubric.completion,
                         finished=rubric.finished,
-                        valid=verdict.valid,
-                        reward=None if verdict.unjudged is not None else verdict.reward,
+                        warm_up=self.file.warm_up,
+                        **_verdict(verdict),
                     )
                     for (place, rubric), verdict in zip(sampled, verdicts, strict=True)
                 ]
@@ -214,6 +261,14 @@ class _Rounds:
         kind = self.task.shape.kind_for(derive_seed(self.task.seed, "kind", passage.id))
         return self.task.row(self.tokenizer, passage, derive_seed(self.task.seed, *self._seeded(place)), kind)
 
+    def _row_of(self, rubric: JudgedRubric) -> dict[str, Any]:
+        """The row that a rubric was judged with; of round 0 are those of somebody else."""
+        if rubric.round or rubric.held:
+            return self._row((rubric.round, rubric.held, rubric.group, rubric.draw))
+        lesson = self.task.taught[rubric.group]
+        passage = next(passage for passage in self.passages if passage.id == rubric.passage_id)
+        return self.task.row(self.tokenizer, passage, lesson.seed, lesson.kind)
+
     def _seeded(self, place: Place) -> tuple[Any, ...]:
         """What a group's seeds are derived from."""
         number, held, group, draw = place
@@ -226,13 +281,19 @@ class _Rounds:
         number, held, group, _ = place
         if held:
             return self.held[group]
-        a_round = self.config.steps * min(self.config.passages_per_step, len(self.passages))
-        return self.passages[((number - 1) * a_round + group) % len(self.passages)]
+        return self.passages[((number - 1) * self._a_round + group) % len(self.passages)]
+
+    @property
+    def _a_round(self) -> int:
+        """Groups of a round, each with a passage of its own while there are enough."""
+        return self.config.steps * min(self.config.passages_per_step, len(self.passages))
 
     def _weights(self, number: int) -> Weights:
-        """The adapter's weights after a round; 0: at the start."""
+        """The adapter's weights after a round, or the last one before it that trained; 0: at the start."""
         from safetensors.torch import load_file
 
+        while number and not self._path(number).is_file():
+            number -= 1
         return self.start if number == 0 else load_file(self._path(number))
 
     def _keep_weights(self, number: int) -> None:
@@ -255,3 +316,7 @@ class _Rounds:
     def _tick(self, steps: int = 1) -> None:
         self.progress += steps
         self.task.progress(self.progress, self.config.rounds * (self.config.steps + 1) + 1)
+
+
+def _verdict(judgement: Judgement) -> dict[str, Any]:
+    return {"valid": judgement.valid, "reward": None if judgement.unjudged is not None else judgement.reward}

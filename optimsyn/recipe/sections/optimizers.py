@@ -23,7 +23,7 @@ _ROOM_TO_LEARN = 4
 LATER_POLICY_FIELDS = (
     *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
     *("rounds", "epochs", "held_passages"),
-    "learn_from",
+    *("learn_from", "warm_up_again"),
 )
 # Methods that train in rounds on rubrics judged before, and their learning rates; see docs/concepts/rubrics.md.
 ROUND_METHODS = {"expert": 2e-4, "dpo": 5e-5}
@@ -153,6 +153,12 @@ class PolicyOptimizer(Section):
         description="expert, dpo: whose judged rubrics enter the pool beside the policy's own. author: those that the "
         "author drafts for author.lessons passages, before the first round.",
     )
+    warm_up_again: bool = Field(
+        False,
+        description="expert, dpo: between rounds the target is warmed up anew, on first drafts under rubrics of the "
+        "policy so far, and all rubrics so far are scored again by it. Costs warm_up.pairs drafts and a warm-up for "
+        "each round after the first.",
+    )
     steps: int = Field(4, ge=1, description="Steps of the training; of expert and dpo, of the sampling of one round.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
     passages_per_step: int = Field(2, ge=1, description="Groups in one step.")
@@ -212,10 +218,20 @@ class PolicyOptimizer(Section):
             groups = round(groups * self.rounds * (1 + drawn_again)) + held * (self.rounds + 1)
         return groups * self.group_size
 
+    @property
+    def warm_ups(self) -> int:
+        """How often the target is warmed up again, at most."""
+        return self.rounds - 1 if self.warm_up_again else 0
+
     @model_validator(mode="after")
     def _consistent(self) -> PolicyOptimizer:
         if self.steps % self.steps_ahead:
             raise ValueError(f"steps: {self.steps} is no multiple of steps_ahead: {self.steps_ahead}")
+        if self.warm_up_again and not (self.in_rounds and self.rounds > 1):
+            raise ValueError(
+                f"warm_up_again: the target is warmed up between rounds, and with method: {self.method}, rounds: "
+                f"{self.rounds} there are none; choose expert or dpo with two rounds or more, or remove warm_up_again"
+            )
         if (self.sampler == "vllm_server") != (self.vllm_url is not None):
             raise ValueError("sampler: vllm_server needs vllm_url, and only that; `trl vllm-serve` prints its address")
         return self
