@@ -55,9 +55,6 @@ class Renewed:
         ledger = path.parent / "rewards.jsonl"
         return make_reward(ledger, scorer=Learned(), writer=self.writer, source="train_policy")
 
-    def last(self) -> Any:
-        return self.reward(1, None) if self.has(1) else None
-
     def _path(self, number: int) -> Path:
         return self.folder / f"{WARM_UP}{number}" / "pairs.jsonl"
 
@@ -127,9 +124,6 @@ def test_a_failure_after_the_warm_up_and_the_next_call_end_like_an_undisturbed_t
     assert found.outcome == whole.outcome
     names = ("whole", "broken")
     assert len({(tmp_path / each / "adapter" / "adapter_model.safetensors").read_bytes() for each in names}) == 1
-    again = task_of(policy, tmp_path / "broken", PairWriter())
-    assert train_policy(again).outcome == whole.outcome
-    assert again.reward.scorer.fingerprint == "test-scorer-learned", "what comes next is judged by the newest target"
 
 
 def test_a_target_that_could_not_be_warmed_up_again_keeps_judging(policy: Path, tmp_path: Path) -> None:

@@ -68,8 +68,6 @@ def train_policy(task: PolicyTask) -> PolicyResult:
             shutil.copytree(returned, partial, dirs_exist_ok=True)
             partial.rename(adapter)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
-    elif task.renewal is not None:
-        task.reward = task.renewal.last() or task.reward
     concluded = task.folder / OUTCOME
     outcome = json.loads(concluded.read_text(encoding="utf-8")) if concluded.is_file() else {}
     return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"), outcome)

@@ -73,9 +73,6 @@ class Renewal(Protocol):
             ServiceError: A service failed for good.
         """
 
-    def last(self) -> InfluenceReward | None:
-        """That of the last round that has one."""
-
 
 @dataclass
 class PolicyTask:

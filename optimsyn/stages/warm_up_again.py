@@ -78,11 +78,6 @@ class WarmUpAgain:
             write_jsonl(self._folder(number) / PAIRS, pairs)
         return self._reward(number) if len(self._pairs(number)) >= self._fewest else None
 
-    def last(self) -> InfluenceReward | None:
-        """The reward of the last round after which the target was warmed up again."""
-        numbers = [number for number in self._numbers if len(self._pairs(number)) >= self._fewest]
-        return self._reward(numbers[-1]) if numbers else None
-
     @property
     def notes(self) -> list[str]:
         """A sentence for each round after which the target was, or could not be, warmed up again."""
