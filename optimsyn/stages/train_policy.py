@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.counting import plural
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_jsonl
 from optimsyn.base.seeds import derive_seed
-from optimsyn.recipe.sections.arms import trained_as
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
-from optimsyn.stages.candidates import author_of, forget_untrained, guiding_text_of
+from optimsyn.stages.candidates import author_of, forget_untrained, text_of_training
 from optimsyn.stages.judged_by import passed_over
+from optimsyn.stages.second_turn import second_turn
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ _CONCLUDED = (
 
 
 def run(run: Run) -> TrainPolicyResult:
-    """Trains the rubric policy; resumes from its last step after a kill.
+    """Trains the rubric policy, then searches the guiding text again where the recipe has two turns.
+
+    Resumes from its last step after a kill; the search is replayed.
 
     Raises:
         ServiceError: A language-model service failed for good; the finished steps and all replies are kept.
@@ -56,7 +59,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     config = recipe.optimizers.policy
     reward = tools.reward("train_policy", given=recipe.reward.given)
     stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
-    guiding_text = guiding_text_of(tools, trained_as(recipe.synthesis))
+    guiding_text = text_of_training(tools)
     taught = _lessons(tools, reward, guiding_text) if "author" in config.learn_from else []
     trained = train_policy(
         PolicyTask(
@@ -69,11 +72,12 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             run.path("train_policy"),
             recipe.seed_of("policy"),
             start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
-            report=stage.progress,
+            report=partial(stage.progress, last=not recipe.optimizers.searched_again),
             taught=taught,
         )
     )
     history = tuple(PolicyStep.model_validate(row) for row in trained.history)
+    searched, said = second_turn(tools, stage, trained.outcome.get("kept_round"))
     rewards = [step.reward for step in history if step.reward is not None]
     return TrainPolicyResult(
         enabled=True,
@@ -84,7 +88,8 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
         reward_last=rewards[-1] if rewards else None,
         history=history,
         busy=loads_of(tools.meter),
-        notes=(*passed_over(reward), *_taught(taught), *_conclusions(config.method, trained.outcome)),
+        notes=(*passed_over(reward), *_taught(taught), *_conclusions(config.method, trained.outcome), *said),
+        second_turn=searched,
         **{name: trained.outcome.get(name) for name in _CONCLUDED},
     ).save(run)
 
