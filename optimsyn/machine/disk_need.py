@@ -133,9 +133,8 @@ def disk_need(
     rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
     rubrics += prompt.metric_calls if prompt.for_author else 0
     judged = searched + trained + again + candidates + rubrics * author.drafts
-    replies = (
-        2 * (recipe.warm_up.pairs + searched + again + candidates) + trained + rubrics * (author.steps + author.drafts)
-    )
+    replies = 2 * (recipe.warm_up.pairs + searched + again + candidates) + trained
+    replies += rubrics * (author.steps + author.drafts)
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)

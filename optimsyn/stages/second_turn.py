@@ -49,13 +49,13 @@ def second_turn(tools: Tools, stage: StageHandle, kept_round: int | None) -> tup
     recipe = tools.recipe
     if not recipe.optimizers.searched_again:
         return None, ()
-    start, found, notes = tools.best_guiding_text, None, (_UNTRAINED,)
-    if kept_round != 0:
-        found = _searched(tools, stage, start)
-        notes = tuple(f"Second turn of the guiding text: {note}" for note in found.notes)
+    start = tools.best_guiding_text
+    found = None if kept_round == 0 else _searched(tools, stage, start)
     chosen = start if found is None or found.text is None else found.text
     write_text(tools.run.path("train_policy", GUIDING_TEXT), chosen + "\n")
-    return found, notes
+    if found is None:
+        return None, (_UNTRAINED,)
+    return found, tuple(f"Second turn of the guiding text: {note}" for note in found.notes)
 
 
 def _searched(tools: Tools, stage: StageHandle, start: str) -> SecondTurn:

@@ -264,13 +264,12 @@ def _second_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     policy = recipe.optimizers.policy
     # A training that keeps the untrained policy is followed by none.
     certain = not policy.in_rounds or policy.held_passages == 0
+    # As in the training, a sampled rubric that cannot be read gets no pair.
     work: list[tuple[Kind, Range]] = [
-        ("policy" if kind == "rubric" else kind, amount) for kind, amount in _prompt_search(recipe, passages)
+        ("policy" if kind == "rubric" else kind, amount * _READ if kind == "pair" else amount)
+        for kind, amount in _prompt_search(recipe, passages)
     ]
-    return [
-        (kind, amount if certain else Range(low=0.0, expected=amount.expected, high=amount.high))
-        for kind, amount in work
-    ]
+    return work if certain else [(kind, amount.model_copy(update={"low": 0.0})) for kind, amount in work]
 
 
 def _split(recipe: Recipe, passages: int) -> tuple[PromptSplit, int]:
