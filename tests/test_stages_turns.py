@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from optimize_helpers import BASE_TEXT, PairWriter, RubricModel, Shape, make_reward, passages, rubric, tiny_policy
+from report_helpers import check_page
 
 import optimsyn
 from optimsyn.base.errors import RecipeError, ReplyError, ServiceError
@@ -154,9 +155,9 @@ def test_the_trained_policy_writes_the_second_search_and_the_dataset_follows_its
     assert asked_twice(served) == []
     facts = RunFacts.read(run)
     assert (facts.searched_text, facts.guiding_text) == (SECOND, FIRST)
-    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", write_report(run).read_text(encoding="utf-8")))
-    assert "Second turn, with the trained policy as the writer" in page
-    assert "The dataset is that of the trained policy, optimised text, which is written under this text." in page
+    words = check_page(write_report(run).read_text(encoding="utf-8")).words
+    assert "Second turn, with the trained policy as the writer" in words
+    assert "The dataset is that of the trained policy, optimised text, which is written under this text." in words
     assert SECOND in run.path("dataset", "README.md").read_text(encoding="utf-8")
 
     # Where the untrained policy is kept, there is nothing to search for.
