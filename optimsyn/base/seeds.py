@@ -17,3 +17,13 @@ def shuffled(items: list[str], *parts: object) -> list[str]:
     copy = list(items)
     random.Random(derive_seed(*parts)).shuffle(copy)
     return copy
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of a later search of the guiding text, 2 being the first one after a policy's training."""
+    return derive_seed(seed, "turn", turn)
+
+
+def search_seed(seed: int, passage_id: str) -> int:
+    """The seed of a passage's pairs in the search of a guiding text with this seed; the same under every text."""
+    return derive_seed(seed, "optimize_prompt", passage_id)

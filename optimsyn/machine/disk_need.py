@@ -123,21 +123,19 @@ def disk_need(
     searched = prompt.metric_calls if prompt.for_writer else 0
     trained = policy.judged(None, drawn_again=1.0) if policy.enabled else 0
     warm_ups = policy.warm_ups if policy.enabled else 0
+    # With the trained policy as the writer.
+    again = prompt.metric_calls if recipe.optimizers.searched_again else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
     if "static_pool" in recipe.variants:
-        candidates += synthesis.pool or (trained or searched)
+        candidates += synthesis.pool or (trained + again or searched)
     author = recipe.author
     rubrics = each if "author" in recipe.variants else 0
     rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
     rubrics += prompt.metric_calls if prompt.for_author else 0
-    judged = searched + trained * (1 + warm_ups) + candidates + rubrics * author.drafts
-    replies = (
-        2 * (recipe.warm_up.pairs + searched + candidates)
-        + warm_ups * recipe.warm_up.pairs
-        + trained
-        + rubrics * (author.steps + author.drafts)
-    )
+    judged = searched + trained * (1 + warm_ups) + again + candidates + rubrics * author.drafts
+    replies = 2 * (recipe.warm_up.pairs + searched + again + candidates) + trained
+    replies += warm_ups * recipe.warm_up.pairs + rubrics * (author.steps + author.drafts)
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)

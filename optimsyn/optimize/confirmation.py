@@ -1,8 +1,8 @@
-"""Whether a search's winner beats the recipe's text on passages that chose nothing, and why the search ended.
+"""Whether a search's winner beats the start text on passages that chose nothing, and why the search ended.
 
 The mean that chose the winner is the best of several noisy ones: even among texts of equal worth one of them comes out
-above the recipe's. So both texts are judged once more, on held passages with equal seeds, and the winner replaces the
-recipe's text only if the interval of the mean difference lies above 0.
+above the start text. So both texts are judged once more, on held passages with equal seeds, and the winner replaces the
+start text only if the interval of the mean difference lies above 0.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ENDINGS = {
 
 
 class Confirmation(BaseModel):
-    """The winner of a search beside the recipe's text, on passages that chose nothing."""
+    """The winner of a search beside its start text, on passages that chose nothing."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     text: str = Field(description="The winner.")
     passages: int = Field(description="Held passages, each with a pair under both texts.")
-    start_score: float = Field(description="Mean reward under the recipe's text.")
+    start_score: float = Field(description="Mean reward under the start text.")
     score: float = Field(description="Mean reward under the winner.")
     difference: float = Field(description="Mean paired difference.")
     low: float = Field(description=f"Lower end of its bootstrap interval ({CONFIDENCE:.0%}).")
@@ -48,7 +48,7 @@ class Confirmation(BaseModel):
 
 
 def confirm(task: PromptTask, text: str) -> Confirmation | None:
-    """Judges the recipe's text and the winner on the held passages; None where none are held.
+    """Judges the start text and the winner on the held passages; None where none are held.
 
     Raises:
         ServiceError: A service failed for good.
@@ -90,16 +90,16 @@ def said_of(task: PromptTask, winner: str, confirmation: Confirmation | None) ->
     """Sentences about the end of a search: why it ended, and whether its winner was confirmed."""
     ended = [] if task.ended is None else [f"The search ended because {ENDINGS[task.ended]}."]
     if winner == task.start:
-        return (*ended, "No text had a higher mean than the recipe's, so there was none to confirm.")
+        return (*ended, f"No text had a higher mean than {task.whose}, so there was none to confirm.")
     if confirmation is not None:
         figures = (
             f"on {plural(confirmation.passages, 'passage')} that chose nothing its reward is "
             f"{confirmation.difference:+.4f} "
-            f"beside the recipe's text ({CONFIDENCE:.0%} interval {confirmation.low:+.4f} to {confirmation.high:+.4f})"
+            f"beside {task.whose} text ({CONFIDENCE:.0%} interval {confirmation.low:+.4f} to {confirmation.high:+.4f})"
         )
         if confirmation.confirmed:
             return (*ended, f"The new guiding text is confirmed: {figures}.")
-        return (*ended, f"The best text of the search is not confirmed, and the recipe's stays: {figures}.")
+        return (*ended, f"The best text of the search is not confirmed, and {task.whose} stays: {figures}.")
     return (*ended, f"The new guiding text is not confirmed: {_why_not(task)}. Its gain may be chance.")
 
 

@@ -1,6 +1,6 @@
-"""The programs whose text a method of prompt optimisation improves: the rubric writer, or the author with its tools.
+"""The programs whose text a method of prompt optimisation improves: rubric writer, trained policy, author with tools.
 
-Both have one predictor, whose instruction is the guiding text, and write a rubric for a passage. What the author may
+All have one predictor, whose instruction is the guiding text, and write a rubric for a passage. What the author may
 do with its tools, its caps and the reading of its steps are no text, so no candidate can change them.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import dspy
@@ -18,7 +19,7 @@ from optimsyn.base.errors import ServiceError
 from optimsyn.base.event_loops import run_sync
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.data.records import Passage, Rubric
-from optimsyn.reward.drafting import RubricRequest, requested, with_writer
+from optimsyn.reward.drafting import RubricRequest, WriteRubric, requested, with_writer
 
 if TYPE_CHECKING:
     from optimsyn.programs.rubric import RubricWriter
@@ -68,6 +69,10 @@ class RubricProgram(dspy.Module):
     Attributes:
         before: Called with the guiding text and the passage before a rubric is asked for.
     """
+
+    # Whether one rubric that could be read shows that the model can write them. A text may keep it from that, and the
+    # reward of the text says so.
+    _one_is_enough = False
 
     def __init__(
         self, writer: RubricWriter, watch: Watch, garbage_limit: int, count: Callable[[str, str, int], None]
@@ -149,6 +154,8 @@ class RubricProgram(dspy.Module):
         return twin
 
     def _note_garbage(self, sample: str) -> None:
+        if self._one_is_enough and any(request.error is None for request in self._written.values()):
+            return
         self._garbage.append(sample)
         if len(self._garbage) >= self._garbage_limit:
             raise ServiceError(f"{self._useless(redact(sample)[:300])} Everything judged so far is kept.")
@@ -167,6 +174,54 @@ class RubricProgram(dspy.Module):
         twin.writer = copy.copy(self.writer)
         twin.writer.write = copy.copy(self.writer.write)
         return twin
+
+
+@dataclass(frozen=True)
+class PolicyWriter:
+    """The trained policy as the writer of rubrics.
+
+    Attributes:
+        write: Samples the rubric of a request as synthesis does; raises ReplyError where the reply holds none.
+        identity: Of its weights and adapter; another policy is another search.
+    """
+
+    write: WriteRubric
+    identity: str
+
+
+class PolicyProgram(RubricProgram):
+    """The trained policy as the student of a DSPy optimiser.
+
+    Args:
+        policy: Samples the rubrics.
+        writer: Holds the start text; it is not asked.
+        watch: Remembers the first error.
+        garbage_limit: So many rubrics in a row that cannot be read end the search, if there never was another one.
+        count: Called with text, passage and seed of each requested rubric.
+    """
+
+    _one_is_enough = True
+
+    def __init__(
+        self,
+        policy: PolicyWriter,
+        writer: RubricWriter,
+        watch: Watch,
+        garbage_limit: int,
+        count: Callable[[str, str, int], None],
+    ) -> None:
+        super().__init__(writer, watch, garbage_limit, count)
+        self.policy = policy
+
+    async def _ask(self, blank: RubricRequest) -> RubricRequest:
+        return await requested(blank, self.policy.write)
+
+    def _useless(self, sample: str) -> str:
+        return (
+            f"The trained policy has written no rubric that can be read for any of {len(self._garbage)} requests, for "
+            f"example: {sample}. Look at its rewards in train_policy/history.jsonl; are optimizers.policy.max_tokens "
+            "large enough, and lr and temperature low enough?"
+        )
 
 
 class WorkOutRubric(dspy.Signature):
@@ -190,6 +245,8 @@ class AuthorProgram(RubricProgram):
         garbage_limit: So many rubrics in a row without a draft end the search, if there never was one.
         count: Called with text, passage and seed of each requested rubric.
     """
+
+    _one_is_enough = True
 
     def __init__(
         self,
@@ -218,11 +275,6 @@ class AuthorProgram(RubricProgram):
         (trajectory,) = self.author.of([row])
         shown = super().outputs(row)
         return None if shown is None or trajectory.rubric != row.rubric else {"steps": trajectory.told, **shown}
-
-    def _note_garbage(self, sample: str) -> None:
-        # A text may keep a model from writing a rubric that it can write; its reward says so.
-        if all(request.error is not None for request in self._written.values()):
-            super()._note_garbage(sample)
 
     def _useless(self, sample: str) -> str:
         return (

@@ -92,6 +92,8 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
         inputs["the passages to learn from"] = [(each.id, each.text) for each in task.learning]
     if task.author is not None:
         inputs["the author"] = [task.author.config.model_dump(mode="json"), task.author.model.name]
+    if task.policy is not None:
+        inputs["the policy"] = task.policy.identity
     if own:
         inputs["the source of optimizers.prompt.method"] = own
         inputs["the passages to train on"] = [(each.id, each.text) for each in task.training]

@@ -19,10 +19,10 @@ import dspy
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.event_loops import run_sync
-from optimsyn.base.seeds import derive_seed
+from optimsyn.base.seeds import search_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History
-from optimsyn.optimize.programs import AuthorProgram, RubricProgram, Watch
+from optimsyn.optimize.programs import AuthorProgram, PolicyProgram, PolicyWriter, RubricProgram, Watch
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class PromptTask:
         folder: Receives `history.jsonl`; a method may keep other files there.
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
         author: Writes the rubrics, so that its text is improved; None: the writer does.
+        policy: Writes the rubrics in the writer's place, in the second turn of the text; None: the writer does.
         start: The guiding text to start from.
         comparison: The passages that every text is compared on.
         held: Passages to confirm the winner on; a method leaves them alone.
@@ -103,6 +104,7 @@ class PromptTask:
     folder: Path
     reflection: LanguageModel | None = None
     author: RubricAuthor | None = None
+    policy: PolicyWriter | None = None
     start: str = field(init=False)
     comparison: tuple[Passage, ...] = field(init=False)
     held: tuple[Passage, ...] = field(init=False)
@@ -130,11 +132,18 @@ class PromptTask:
 
     @cached_property
     def program(self) -> RubricProgram:
-        """The rubric writer, or the author, as a DSPy program under the start text."""
+        """The rubric writer, the policy or the author, as a DSPy program under the start text."""
         limit = min(GARBAGE_LIMIT, 2 * len(self.comparison))
         if self.author is not None:
             return AuthorProgram(self.author, self.writer, self.watch, limit, self._ask).under(self.start)
+        if self.policy is not None:
+            return PolicyProgram(self.policy, self.writer, self.watch, limit, self._ask).under(self.start)
         return RubricProgram(self.writer, self.watch, limit, self._ask).under(self.start)
+
+    @property
+    def whose(self) -> str:
+        """Whose text the start text is, for people."""
+        return "the recipe's" if self.policy is None else "the first turn's"
 
     @cached_property
     def history(self) -> History:
@@ -174,7 +183,7 @@ class PromptTask:
         """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
         examples = []
         for passage in self.comparison if passages is None else passages:
-            seed = derive_seed(self.seed, "optimize_prompt", passage.id)
+            seed = search_seed(self.seed, passage.id)
             example = dspy.Example(passage=passage, kind=self.shape.kind_for(seed), seed=seed)
             examples.append(example.with_inputs("passage", "kind", "seed"))
         return examples

@@ -39,7 +39,13 @@ from optimsyn.recipe.sections.models import (
     Section,
     TargetSpec,
 )
-from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, LATER_PROMPT_FIELDS, Optimizers
+from optimsyn.recipe.sections.optimizers import (
+    LATER_OPTIMIZERS_FIELDS,
+    LATER_POLICY_FIELDS,
+    LATER_PROMPT_FIELDS,
+    Optimizers,
+    turn_problems,
+)
 from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, Reward
 from optimsyn.recipe.sections.seeds import Purpose, Seeds
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
@@ -227,6 +233,9 @@ class Recipe(Shown, Whole):
             f"{policy.passages_per_step} × {policy.group_size}"
             if policy.enabled
             else "",
+            f"guiding text once more, written by the trained policy, {plural(prompt.metric_calls, 'judged pair')}"
+            if self.optimizers.searched_again
+            else "",
         ]
         rows += [
             ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {warm_up}"),
@@ -279,6 +288,7 @@ class Recipe(Shown, Whole):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
+        _without_what_says_nothing(self.optimizers, raw["optimizers"], LATER_OPTIMIZERS_FIELDS)
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], LATER_PROMPT_FIELDS)
         # Before methods had rates of their own, this was a number.
         raw["optimizers"]["policy"]["lr"] = self.optimizers.policy.learning_rate
@@ -410,6 +420,7 @@ class Recipe(Shown, Whole):
                 f"synthesis.dataset is {self.synthesis.dataset!r}, {why} or choose one of {', '.join(self.variants)}"
             )
         wrong += arm_problems(self.synthesis, self.optimizers, self.models.rubric)
+        wrong += turn_problems(self.optimizers)
         wrong += author_problems(self.author, self.synthesis, self.optimizers, self.models)
         if self.models.target.api_base is not None:
             wrong.append(

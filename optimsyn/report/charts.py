@@ -35,7 +35,9 @@ def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
         return Chart("Influence of the valid pairs", svg(axes, panels.influence_words(influence)), note)
 
 
-def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> Chart | None:
+def prompt_chart(
+    history: Sequence[Mapping[str, Any]], method: str = "gepa", what: str = "Guiding text"
+) -> Chart | None:
     """Reward of every guiding text that was tried, and of the best so far; None without any."""
     candidates = panels.scored(history, "score")
     if not candidates:
@@ -44,7 +46,7 @@ def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> 
     below = 118 if all(panels.compared_and_rejected(candidates)) else 0
     with page_axes(_WIDTH, _FRAMED_HEIGHT + 12 + below, (54, 24, _RIGHT - 6, 178 + below)) as axes:
         note = panels.draw_prompt(axes, candidates)
-        return Chart(f"Guiding text ({method_label(method)})", svg(axes, panels.prompt_words(candidates)), note)
+        return Chart(f"{what} ({method_label(method)})", svg(axes, panels.prompt_words(candidates)), note)
 
 
 def policy_chart(history: Sequence[Mapping[str, Any]], method: str = "grpo") -> Chart | None:

@@ -110,8 +110,8 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
         report = run.folder / REPORT
         link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
         guiding = None
-        if run.guiding_text is not None:
-            guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
+        if run.searched_text is not None:
+            guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.searched_text.split()))
         compared.append(
             Compared(
                 label=run.name if names.count(run.name) == 1 else f"{run.folder.parent.name}/{run.name}",

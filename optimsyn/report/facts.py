@@ -18,6 +18,7 @@ from optimsyn.base.files import iter_json
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.arms import under_second_text
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.datasets.pairs import between
 from optimsyn.runs.folder import Run
@@ -58,6 +59,8 @@ class RunFacts:
         kept: Keys of the candidates that became pairs, by variant.
         first_draft: Influence of the valid first-draft pairs.
         guiding_text: Text that the prompt optimiser chose; None before.
+        second_text: Text after its second turn, in which the trained policy wrote the rubrics; None before, or
+            without one.
         against_no_rubric: Rows as in `evaluation`, with differences to the target trained on pairs without a rubric.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
         dataset_pairs: Number of pairs in the dataset; None before there is one.
@@ -84,7 +87,9 @@ class RunFacts:
     reward_look: RewardLook | None
     prompt_history: list[Row]
     policy_history: list[Row]
+    second_history: list[Row]
     guiding_text: str | None
+    second_text: str | None
     evaluation: list[MetricRow]
     against_no_rubric: list[MetricRow]
     token_shares: TokenShares | None
@@ -137,7 +142,9 @@ class RunFacts:
             reward_look=RewardLook.load(look) if look.is_file() else None,
             prompt_history=files.rows("optimize_prompt", "history.jsonl"),
             policy_history=files.rows("train_policy", "history.jsonl"),
+            second_history=files.rows("train_policy", "text", "history.jsonl"),
             guiding_text=files.text("optimize_prompt", "guiding_text.txt"),
+            second_text=files.text("train_policy", "guiding_text.txt"),
             evaluation=files.json("evaluation.json") or [],
             against_no_rubric=files.json("evaluate", "against_no_rubric.json") or [],
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
@@ -157,6 +164,16 @@ class RunFacts:
         """The variant that is or will be the dataset."""
         result = self.synthesize
         return self.recipe.dataset_variant if result is None or result.dataset is None else result.dataset
+
+    @property
+    def dataset_has_second_text(self) -> bool:
+        """Whether the dataset is or will be written under the text after its second turn."""
+        return under_second_text(self.dataset_variant, self.recipe.synthesis, self.recipe.optimizers)
+
+    @property
+    def searched_text(self) -> str | None:
+        """The text of the search that the dataset follows, else of the first one; None before."""
+        return self.second_text if self.dataset_has_second_text and self.second_text else self.guiding_text
 
     @property
     def influence(self) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from typing import Any
 from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
+from optimsyn.base.seeds import search_seed, turn_seed
 from optimsyn.base.terminal.labels import method_label, metric_label, variant_label
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text, shown
@@ -94,11 +95,11 @@ def warm_up_picture(run: Run) -> Picture:
     return stage_plots.warm_up_figure(_curve(run).losses, _draft_influence(run), zero_gradient=baseline)
 
 
-def guiding_texts(run: Run) -> Table:
-    """Every guiding text that was tried, with its reward and outcome."""
+def guiding_texts(run: Run, turn: int = 1) -> Table:
+    """Every guiding text that was tried, with its reward and outcome; turn 2 is the search after the training."""
     rows = tuple(
         (str(row.get("judged", "–")), _became(row), number(row["score"]), row["guiding_text"])
-        for row in read_history(run.path("optimize_prompt", "history.jsonl"))
+        for row in _searched(run, turn)
         if row.get("score") is not None and "guiding_text" in row
     )
     note = (
@@ -106,7 +107,8 @@ def guiding_texts(run: Run) -> Table:
         "others, only with that of its parent on the same passages."
     )
     columns = ("pairs judged so far", "what became of it", "reward", "guiding text")
-    title = f"Guiding texts, tried by {method_label(run.recipe.optimizers.prompt.method)}"
+    again = " with rubrics of the trained policy" if turn > 1 else ""
+    title = f"Guiding texts, tried by {method_label(run.recipe.optimizers.prompt.method)}{again}"
     return Table(title, columns, rows, frozenset({0, 2}), note)
 
 
@@ -115,9 +117,14 @@ def _became(row: dict[str, Any]) -> str:
     return status if passages is None else f"{status} on {plural(passages, 'passage')}"
 
 
-def prompt_picture(run: Run) -> Picture:
-    """The search for a better guiding text."""
-    return stage_plots.prompt_search_figure(read_history(run.path("optimize_prompt", "history.jsonl")))
+def prompt_picture(run: Run, turn: int = 1) -> Picture:
+    """The search for a better guiding text; turn 2 is the search after the training."""
+    return stage_plots.prompt_search_figure(_searched(run, turn))
+
+
+def _searched(run: Run, turn: int) -> list[dict[str, Any]]:
+    folder = ("optimize_prompt",) if turn == 1 else ("train_policy", "text")
+    return read_history(run.path(*folder, "history.jsonl"))
 
 
 def policy_groups(run: Run, count: int = 1) -> Table:
@@ -267,11 +274,15 @@ def judged_pairs(run: Run) -> list[Pair]:
 
 
 def _groups(run: Run) -> dict[str, list[LedgerRow]]:
-    """Judgements of each group of the policy training, by passage title, in order."""
+    """Judgements of each group of the policy training, by passage title, in order.
+
+    Those of a second search of the guiding text, in the same stage, have seeds of their own.
+    """
+    searched = turn_seed(run.recipe.seed_of("policy"), 2)
     titles = _titles(run)
     groups: dict[tuple[str, int], list[LedgerRow]] = {}
     for row in _ledger(run):
-        if row.source == "train_policy":
+        if row.source == "train_policy" and row.seed != search_seed(searched, row.passage_id):
             groups.setdefault((row.passage_id, row.seed), []).append(row)
     by_title: dict[str, list[LedgerRow]] = {}
     for (passage_id, seed), members in groups.items():

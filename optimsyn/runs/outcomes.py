@@ -22,6 +22,7 @@ from optimsyn.runs.results.built_in import (
     WarmUpResult,
 )
 from optimsyn.runs.results.stage_result import NOT_RECORDED, StageResult, TableResult, show
+from optimsyn.runs.results.text_search import TextSearch
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
@@ -169,16 +170,26 @@ def _warm_up(result: WarmUpResult) -> str:
 
 
 def _optimize_prompt(result: OptimizePromptResult) -> str:
+    return _search(result, "the recipe's own")
+
+
+def _search(result: TextSearch, whose: str) -> str:
     tried = f"{_count(result.candidates, 'text')} tried on {_number(result.judged)} pairs"
     seen = result.confirmation
     if result.changed is False and seen is not None:
         return f"{tried}; the best was not confirmed ({seen.difference:+.3f} on {_count(seen.passages, 'passage')})"
     if result.changed is False:
-        return f"{tried}; none beat the recipe's own ({_number(result.start_score)})"
+        return f"{tried}; none beat {whose} ({_number(result.start_score)})"
     return f"reward {_number(result.start_score)} → {_number(result.score)}, {tried}"
 
 
 def _train_policy(result: TrainPolicyResult) -> str:
+    again = result.second_turn
+    searched = "" if again is None else f"; guiding text again: {_search(again, 'that of the first turn')}"
+    return f"{_training(result)}{searched}"
+
+
+def _training(result: TrainPolicyResult) -> str:
     steps = _count(result.steps, "step" if result.kept_round is None else "round")
     if result.held_passages and result.kept_round is not None:
         kept = f"round {result.kept_round} kept" if result.kept_round else "none better than the untrained policy"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from optimsyn.base.counting import plural
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json
-from optimsyn.recipe.sections.arms import TRAINED, has_weights, under_own_text
+from optimsyn.recipe.sections.arms import TRAINED, has_weights, trained_as, under_own_text, under_second_text
 from optimsyn.reward.drafting import failures
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
         return tools.recipe.synthesis.insider_text or ""
     if variant == "author" and tools.recipe.author.text == "optimized":
         return tools.best_guiding_text
+    if under_second_text(variant, tools.recipe.synthesis, tools.recipe.optimizers):
+        return tools.second_guiding_text
+    return _first_text_of(tools, variant)
+
+
+def text_of_training(tools: Tools) -> str:
+    """The guiding text that the policy is trained under, which has had one turn."""
+    return _first_text_of(tools, trained_as(tools.recipe.synthesis))
+
+
+def _first_text_of(tools: Tools, variant: str) -> str:
     own = under_own_text(variant, tools.recipe.synthesis) or tools.recipe.optimizers.prompt.for_author
     return tools.recipe.guiding_text if own else tools.best_guiding_text
 
@@ -69,7 +80,7 @@ def written_at_first(tools: Tools, variant: str, config: Synthesis) -> int:
 def judged_by_an_optimiser(tools: Tools) -> int:
     """Distinct rubrics that the policy training had judged, and the first drafts of further warm-ups.
 
-    Those of the prompt search where no policy is trained.
+    Those of a second search of the text are included. Those of the prompt search where no policy is trained.
     """
     from optimsyn.optimize.policy_task import WARM_UP
 
@@ -125,13 +136,18 @@ def author_of(tools: Tools, reward: InfluenceReward) -> RubricAuthor:
     )
 
 
+def sampled_from(tools: Tools, policy: LanguageModel) -> WriteRubric:
+    """Samples the rubric of each request from a policy, trained or not, as it is sampled in training."""
+    return partial(_sampled_rubric, tools, policy)
+
+
 def _writer_of(tools: Tools, variant: str) -> WriteRubric:
     """Writes a variant's rubrics under the text of each request: sampled as the policy's, or by the rubric writer."""
     from optimsyn.reward.drafting import with_writer
 
     sampler = sampler_of(tools, variant)
     if sampler is not None:
-        return partial(_sampled_rubric, tools, sampler)
+        return sampled_from(tools, sampler)
     writer = cache(lambda guiding_text: with_writer(tools.rubric_writer(guiding_text)))
 
     async def write(request: RubricRequest) -> Rubric:

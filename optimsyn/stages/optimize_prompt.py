@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_text
@@ -10,9 +10,11 @@ from optimsyn.runs.results.built_in import OptimizePromptResult
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.candidates import author_of, forget_untrained
 from optimsyn.stages.judged_by import passed_over
-from optimsyn.stages.shared import Tools
+from optimsyn.stages.shared import GUIDING_TEXT, Tools
 
 if TYPE_CHECKING:
+    from optimsyn.llm.language_model import LanguageModel
+    from optimsyn.optimize.prompt import PromptResult
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
 
@@ -33,18 +35,12 @@ def run(run: Run) -> OptimizePromptResult:
 
 def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResult:
     from optimsyn.base.event_loops import run_sync
-    from optimsyn.llm.factory import load_language_model
     from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.prompt import optimize_guiding_text
     from optimsyn.optimize.prompt_task import PromptTask
 
     recipe = run.recipe
     config = recipe.optimizers.prompt
-    reflection = None
-    if recipe.models.reflection is not None:
-        reflection = load_language_model(
-            recipe.models.reflection, run.replies, budget=tools.budget, field="models.reflection"
-        )
     # The search ends before it could pass its budget, often a little earlier; an author seldom uses all its drafts.
     most = config.metric_calls * (recipe.author.drafts if config.for_author else 1)
     reward = tools.reward("optimize_prompt", lambda now, judged: stage.progress(judged, most, "judged pairs"))
@@ -59,25 +55,42 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
             tools.shape,
             recipe.seed_of("policy"),
             run.path("optimize_prompt"),
-            reflection,
+            reflection_of(tools),
             author_of(tools, reward) if config.for_author else None,
         )
     )
     # What comes next needs the memory.
     run_sync(forget_untrained(tools))
-    write_text(run.path("optimize_prompt", "guiding_text.txt"), search.guiding_text + "\n")
+    write_text(run.path("optimize_prompt", GUIDING_TEXT), search.guiding_text + "\n")
     return OptimizePromptResult(
         enabled=True,
         method=config.method,
-        start_score=search.start_score,
-        score=search.score,
-        start_text=recipe.guiding_text,
-        text=search.guiding_text,
-        candidates=search.candidates,
-        judged=search.judged,
-        changed=search.guiding_text != recipe.guiding_text.strip(),
-        ended=search.ended,
-        confirmation=search.confirmation,
         busy=loads_of(tools.meter),
         notes=(*search.notes, *passed_over(reward)),
+        **found_by(search, recipe.guiding_text),
     ).save(run)
+
+
+def reflection_of(tools: Tools) -> LanguageModel | None:
+    """The recipe's `models.reflection`, which proposes texts; None where it names none."""
+    from optimsyn.llm.factory import load_language_model
+
+    spec = tools.recipe.models.reflection
+    if spec is None:
+        return None
+    return load_language_model(spec, tools.run.replies, budget=tools.budget, field="models.reflection")
+
+
+def found_by(search: PromptResult, start_text: str) -> dict[str, Any]:
+    """The fields of a `TextSearch` after a search from a text."""
+    return {
+        "start_score": search.start_score,
+        "score": search.score,
+        "start_text": start_text,
+        "text": search.guiding_text,
+        "candidates": search.candidates,
+        "judged": search.judged,
+        "changed": search.guiding_text != start_text.strip(),
+        "ended": search.ended,
+        "confirmation": search.confirmation,
+    }

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # Stages that know all their requests; in the others each request depends on earlier replies.
 BATCH_STAGES = ("warm_up", "synthesize")
 
+GUIDING_TEXT = "guiding_text.txt"
+"""The text that a search has chosen, in the folder of its stage."""
 # Requests scored together on a GPU, which takes as long for a few.
 GPU_WINDOW = 32
 
@@ -445,7 +447,15 @@ class Tools:
         """The guiding text that `optimize_prompt` chose, or the recipe's own when it is disabled."""
         if not self.recipe.optimizers.prompt.enabled:
             return self.recipe.guiding_text
-        path = self.run.path("optimize_prompt", "guiding_text.txt")
+        return self._text_of("optimize_prompt")
+
+    @property
+    def second_guiding_text(self) -> str:
+        """The guiding text after its second turn, in which the trained policy wrote the rubrics."""
+        return self._text_of("train_policy")
+
+    def _text_of(self, stage: str) -> str:
+        path = self.run.path(stage, GUIDING_TEXT)
         if not path.is_file():
-            raise StageError(f"{path}: missing; run the stage optimize_prompt first")
+            raise StageError(f"{path}: missing; run the stage {stage} first")
         return path.read_text(encoding="utf-8").strip()

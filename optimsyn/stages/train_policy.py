@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.counting import plural
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_jsonl
 from optimsyn.base.seeds import derive_seed
-from optimsyn.recipe.sections.arms import trained_as
 from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
-from optimsyn.stages.candidates import author_of, forget_untrained, guiding_text_of
+from optimsyn.stages.candidates import author_of, forget_untrained, text_of_training
 from optimsyn.stages.judged_by import passed_over
+from optimsyn.stages.policy.second_turn import second_turn
+from optimsyn.stages.policy.warm_up_again import WarmUpAgain
 from optimsyn.stages.shared import Tools
-from optimsyn.stages.warm_up_again import WarmUpAgain
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
@@ -36,7 +37,9 @@ _CONCLUDED = (
 
 
 def run(run: Run) -> TrainPolicyResult:
-    """Trains the rubric policy; resumes from its last step after a kill.
+    """Trains the rubric policy, then searches the guiding text again where the recipe has two turns.
+
+    Resumes from its last step after a kill; the search is replayed.
 
     Raises:
         ServiceError: A language-model service failed for good; the finished steps and all replies are kept.
@@ -59,7 +62,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     config = recipe.optimizers.policy
     reward = tools.reward("train_policy", given=recipe.reward.given)
     stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
-    guiding_text = guiding_text_of(tools, trained_as(recipe.synthesis))
+    guiding_text = text_of_training(tools)
     taught = _lessons(tools, reward, guiding_text) if "author" in config.learn_from else []
     again = None
     if config.warm_up_again and recipe.reward.source not in WITHOUT_GRADIENTS:
@@ -75,12 +78,13 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             run.path("train_policy"),
             recipe.seed_of("policy"),
             start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
-            report=stage.progress,
+            report=partial(stage.progress, last=not recipe.optimizers.searched_again),
             taught=taught,
             renewal=again,
         )
     )
     history = tuple(PolicyStep.model_validate(row) for row in trained.history)
+    searched, said = second_turn(tools, stage, trained.outcome.get("kept_round"))
     rewards = [step.reward for step in history if step.reward is not None]
     return TrainPolicyResult(
         enabled=True,
@@ -96,7 +100,9 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             *_taught(taught),
             *_warmed_up_again(config, again),
             *_conclusions(config.method, trained.outcome),
+            *said,
         ),
+        second_turn=searched,
         **{name: trained.outcome.get(name) for name in _CONCLUDED},
     ).save(run)
 

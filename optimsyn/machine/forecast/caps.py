@@ -74,5 +74,8 @@ def _cure(
         return f"lower synthesis.pairs to {low:,}, which fits"
     parts = {stage.stage: amount(stage) for stage in now.stages}
     largest = sorted(parts, key=lambda stage: -(part.expected if (part := parts[stage]) is not None else 0.0))
-    fields = " and ".join(_FIELDS[stage] for stage in largest[:2] if stage in _FIELDS)
+    named = _FIELDS
+    if recipe.optimizers.searched_again:
+        named = {**_FIELDS, "train_policy": f"{_FIELDS['train_policy']} or optimizers.turns"}
+    fields = " and ".join(named[stage] for stage in largest[:2] if stage in named)
     return f"lower {fields}, which need most of it (lowering synthesis.pairs alone is not enough)"

@@ -24,7 +24,7 @@ from optimsyn.recipe.sections.arms import has_weights
 from optimsyn.recipe.sections.author import author_model
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS, PromptSplit
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
-from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
+from optimsyn.runs.results.built_in import OptimizePromptResult, TrainPolicyResult, WarmUpResult
 from optimsyn.runs.results.reading import result_of
 from optimsyn.target.warm_up.parts import FEWEST_DRAFTS
 
@@ -63,6 +63,7 @@ class Known:
     Attributes:
         valid: Share of the first draft that was valid; None: not known yet.
         changed: Whether the search found another guiding text; None: not known yet.
+        changed_again: Whether the search after the training did, where there is one; None: not known yet.
         done: Usage of each finished stage.
         under_way: Usage so far of each started stage.
         read: Input tokens a request, relative to the prediction.
@@ -71,6 +72,7 @@ class Known:
 
     valid: float | None = None
     changed: bool | None = None
+    changed_again: bool | None = None
     done: Mapping[str, Usage] = field(default_factory=dict)
     under_way: Mapping[str, Usage] = field(default_factory=dict)
     read: float | None = None
@@ -152,11 +154,14 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     }
     draft = result_of(run.folder, "warm_up") if "warm_up" in done else None
     search = result_of(run.folder, "optimize_prompt") if "optimize_prompt" in done else None
-    valid = changed = None
+    trained = result_of(run.folder, "train_policy") if "train_policy" in done else None
+    valid = changed = changed_again = None
     if isinstance(draft, WarmUpResult) and draft.valid is not None and draft.first_draft:
         valid = draft.valid / draft.first_draft
     if isinstance(search, OptimizePromptResult):
         changed = search.changed
+    if isinstance(trained, TrainPolicyResult):
+        changed_again = trained.second_turn is not None and bool(trained.second_turn.changed)
     predicted = {stage.stage: stage for stage in forecast(run.recipe, lengths, passages).stages}
     bought = [(predicted[name], cost) for name, cost in {**done, **under_way}.items() if name in predicted]
     requests = sum(cost.replies for _, cost in bought)
@@ -173,6 +178,7 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     return Known(
         valid=valid,
         changed=changed,
+        changed_again=changed_again,
         done=done,
         under_way=under_way,
         read=ratio("input_tokens"),
@@ -187,7 +193,11 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
     work = {
         "warm_up": _first_draft(recipe),
         "optimize_prompt": _prompt_search(recipe, learned_from),
-        "train_policy": [*_policy_training(recipe, learned_from), *author_teaches(recipe, learned_from)],
+        "train_policy": [
+            *_policy_training(recipe, learned_from),
+            *author_teaches(recipe, learned_from),
+            *_second_search(recipe, learned_from),
+        ],
         "synthesize": _synthesis(recipe, learned_from, known, _cached(recipe, passages, parts is not None)),
     }
     if recipe.models.judge is not None:
@@ -245,6 +255,21 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
             proposals, most = proposals + _SUMMARIES, config.metric_calls
         work.append(("reflection", Range(low=1, expected=proposals, high=most)))
     return work
+
+
+def _second_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
+    """The search after the training, whose rubrics the trained policy writes."""
+    if not recipe.optimizers.searched_again:
+        return []
+    policy = recipe.optimizers.policy
+    # A training that keeps the untrained policy is followed by none.
+    certain = not policy.in_rounds or policy.held_passages == 0
+    # As in the training, a sampled rubric that cannot be read gets no pair.
+    work: list[tuple[Kind, Range]] = [
+        ("policy" if kind == "rubric" else kind, amount * _READ if kind == "pair" else amount)
+        for kind, amount in _prompt_search(recipe, passages)
+    ]
+    return work if certain else [(kind, amount.model_copy(update={"low": 0.0})) for kind, amount in work]
 
 
 def _split(recipe: Recipe, passages: int) -> tuple[PromptSplit, int]:
@@ -314,6 +339,23 @@ def _changed(recipe: Recipe, passages: int) -> Range:
     return Range(low=0.0, expected=kept * _won(proposals), high=1.0)
 
 
+def _under_another_text(recipe: Recipe, passages: int, known: Known, *, again: bool = False) -> Range:
+    """The probability that a searched text differs from the recipe's; `again`: that of the second search."""
+    first = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
+    if not again or not recipe.optimizers.searched_again:
+        return first
+    second = _changed(recipe, passages) if known.changed_again is None else Range.exactly(float(known.changed_again))
+
+    def either(one: float, other: float) -> float:
+        return 1.0 - (1.0 - one) * (1.0 - other)
+
+    return Range(
+        low=either(first.low, second.low),
+        expected=either(first.expected, second.expected),
+        high=either(first.high, second.high),
+    )
+
+
 def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     config = recipe.optimizers.policy
     if not config.enabled:
@@ -336,7 +378,7 @@ def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> li
     new = candidates if sampled else candidates.less(cached)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new), *authored]
     if recipe.optimizers.prompt.for_writer:
-        changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
+        changed = _under_another_text(recipe, passages, known)
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
     if recipe.optimizers.policy.enabled:
         work += [("policy", candidates), ("pair", candidates)]
@@ -349,7 +391,7 @@ def _arms(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tu
     each = Range.exactly(float(recipe.synthesis.first_round))
     sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
     kind: Kind = "policy" if sampled else "rubric"
-    changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
+    changed = _under_another_text(recipe, passages, known)
     work: list[tuple[Kind, Range]] = [("bare", each)] if "no_rubric" in arms else []
 
     def add(written: Range, how: Kind = kind) -> None:
@@ -366,7 +408,8 @@ def _arms(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tu
     if "policy" in arms:
         add(each, "policy")
     if "both" in arms:
-        add(each * changed if "policy" in arms else each, "policy")
+        again = _under_another_text(recipe, passages, known, again=True)
+        add(each * again if "policy" in arms else each, "policy")
     if "insider" in arms:
         add(each)
     return work + author_makes(recipe, each)
@@ -376,10 +419,9 @@ def _pool(recipe: Recipe, passages: int) -> Range:
     """Candidates of the arm static_pool."""
     if recipe.synthesis.pool is not None:
         return Range.exactly(float(recipe.synthesis.pool))
-    judged = _policy_training(recipe, passages) or _prompt_search(recipe, passages)
-    return next(amount for kind, amount in judged if kind == "pair") + Range.exactly(
-        float(recipe.synthesis.first_round)
-    )
+    judged = [*_policy_training(recipe, passages), *_second_search(recipe, passages)]
+    amounts = [amount for kind, amount in judged or _prompt_search(recipe, passages) if kind == "pair"]
+    return sum(amounts, Range.exactly(float(recipe.synthesis.first_round)))
 
 
 def _candidates(recipe: Recipe, known: Known) -> Range:

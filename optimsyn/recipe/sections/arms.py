@@ -45,6 +45,11 @@ def under_own_text(variant: str, synthesis: Synthesis) -> bool:
     return variant in ("first_draft", "static", "static_pool", "untrained_policy", "author")
 
 
+def under_second_text(variant: str, synthesis: Synthesis, optimizers: Optimizers) -> bool:
+    """Whether a variant's rubrics are written under the text that was searched with the trained policy."""
+    return optimizers.searched_again and variant in TRAINED and not under_own_text(variant, synthesis)
+
+
 def trained_as(synthesis: Synthesis) -> Variant:
     """The variant under whose guiding text the policy is trained."""
     return "both" if synthesis.arms is not None and "policy" not in synthesis.arms else "policy"
@@ -99,12 +104,18 @@ def idle_optimizers(synthesis: Synthesis, optimizers: Optimizers) -> list[str]:
     readers = ("author",) if optimizers.prompt.for_author else _SEARCHED
     prompt_used = bool(set(synthesis.arms) & set(readers)) or (by_cost and not optimizers.policy.enabled)
     parts = (("policy", optimizers.policy.enabled, policy_used), ("prompt", optimizers.prompt.enabled, prompt_used))
-    return [
+    idle = [
         f"optimizers.{name} is enabled, but no arm of synthesis.arms uses what it learns; set "
         f"optimizers.{name}.enabled: false to save its time"
         for name, enabled, used in parts
         if enabled and not used
     ]
+    if optimizers.searched_again and not any(under_second_text(arm, synthesis, optimizers) for arm in synthesis.arms):
+        idle.append(
+            "optimizers.turns is 2, but no arm of synthesis.arms is written under the text of the second search; name "
+            "the arm both, or set optimizers.turns: 1 to save its time"
+        )
+    return idle
 
 
 def _pool_problems(synthesis: Synthesis, optimizers: Optimizers) -> list[str]:

@@ -20,6 +20,7 @@ FEWEST_CONFIRMED = 4
 _CONFIRMED_SHARE = 8
 # Proposals to compare in full that the budget has room for, where they are made on passages of their own.
 _ROOM_TO_LEARN = 4
+LATER_OPTIMIZERS_FIELDS = ("turns",)
 LATER_POLICY_FIELDS = (
     *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
     *("rounds", "epochs", "held_passages"),
@@ -242,3 +243,33 @@ class Optimizers(Section):
 
     prompt: PromptOptimizer = PromptOptimizer()
     policy: PolicyOptimizer = PolicyOptimizer()
+    turns: int = Field(
+        1,
+        ge=1,
+        le=2,
+        description="1: the guiding text is searched, then the rubric model is trained under it. 2: then the text is "
+        "searched once more, with the trained policy as the writer of rubrics, for another prompt.metric_calls.",
+    )
+
+    @property
+    def searched_again(self) -> bool:
+        """Whether the guiding text is searched once more after the training."""
+        return self.turns > 1
+
+
+def turn_problems(optimizers: Optimizers) -> list[str]:
+    """What a second search of the guiding text lacks, a sentence each."""
+    prompt, lacking = optimizers.prompt, []
+    if not optimizers.searched_again:
+        return []
+    if not prompt.enabled:
+        lacking.append("optimizers.prompt is disabled; enable it")
+    elif prompt.for_author:
+        lacking.append("optimizers.prompt.program is author, whose text is not the policy's; set program: rubric")
+    if not optimizers.policy.enabled:
+        lacking.append("optimizers.policy is disabled; enable it")
+    return [
+        f"optimizers.turns is 2, a search of the guiding text before and one after the policy's training, but {why}, "
+        "or set optimizers.turns: 1"
+        for why in lacking
+    ]

@@ -27,6 +27,7 @@ from optimsyn.runs.forecast import Range, counted, money
 from optimsyn.runs.manifest import Manifest, StageRecord
 from optimsyn.runs.outcomes import judgement, run_notes, stage_outcome
 from optimsyn.runs.results.built_in import HELD_COLUMNS
+from optimsyn.runs.results.text_search import TextSearch
 from optimsyn.training.intervals import MetricRow, differs
 
 REPORT = "report.html"
@@ -66,14 +67,17 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
     """The variables of the template."""
     warm, stages = facts.warm_up, facts.manifest.stages
     replies = outcome_table(facts.manifest.outcomes)
+    prompt = facts.recipe.optimizers.prompt
     charts = (
-        prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
+        prompt_chart(facts.prompt_history, prompt.method),
         policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
+        prompt_chart(facts.second_history, prompt.method, "Guiding text, second turn"),
     )
-    guiding = None
-    if facts.recipe.optimizers.prompt.enabled and facts.guiding_text is not None:
-        before, after = (" ".join(text.split()) for text in (facts.recipe.guiding_text, facts.guiding_text))
-        guiding = {"before": before, "parts": word_diff(before, after), "search": facts.optimize_prompt}
+    guiding = again = None
+    if prompt.enabled and facts.guiding_text is not None:
+        guiding = _change(facts, facts.guiding_text, facts.optimize_prompt)
+    if facts.second_text is not None and facts.train_policy is not None and facts.train_policy.second_turn is not None:
+        again = _change(facts, facts.second_text, facts.train_policy.second_turn)
     # These two stages have their own below their tables.
     apart = ("evaluate", "optimize_prompt" if guiding else "")
     notes = [note for stage, result in facts.results.items() if stage not in apart for note in result.notes]
@@ -101,6 +105,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "policy": facts.train_policy,
         "held_columns": HELD_COLUMNS,
         "guiding": guiding,
+        "again": again,
         "pairs": extremes(facts),
         "side_by_side": side_by_side(facts),
         "metrics": by_metric,
@@ -124,6 +129,12 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "recipe_yaml": facts.recipe.to_yaml(),
         "notes": [*notes, *(f"{note[:1].upper()}{note[1:]}." for note in of_services)],
     }
+
+
+def _change(facts: RunFacts, text: str, search: TextSearch | None) -> dict[str, Any]:
+    """A searched text beside the recipe's, for the template."""
+    before, after = (" ".join(each.split()) for each in (facts.recipe.guiding_text, text))
+    return {"before": before, "parts": word_diff(before, after), "search": search}
 
 
 def _decimals(facts: RunFacts) -> int:

@@ -15,6 +15,7 @@ from optimsyn.base.terminal.table import fixed, number
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.tables import interval
 from optimsyn.runs.outcomes import RunState, commands, favourable, judgement
+from optimsyn.runs.results.text_search import TextSearch
 from optimsyn.training.intervals import UNTUNED, MetricRow
 
 _FEW_QUESTIONS = 200
@@ -260,19 +261,26 @@ def _comparisons(facts: RunFacts) -> Iterable[Comparison]:
             f"The ends of {len(values)} were picked after the fact, which makes them look further apart; another seed "
             "may put others there.",
         )
-    prompt = facts.optimize_prompt
-    if prompt is not None and prompt.changed:
-        before, after = prompt.start_score, prompt.score
-        limit = (
-            f"It was chosen by its reward on {plural(facts.recipe.optimizers.prompt.passages, 'passage')}, and "
-            "measured on the "
-            "same ones."
-        )
-        if (seen := prompt.confirmation) is not None:
-            before, after = seen.start_score, seen.score
-            limit = f"On {plural(seen.passages, 'passage')} that chose nothing, of one seed."
-        shown = (f"reward {number(before)} before, {number(after)} after",)
-        yield Comparison("The new guiding text against the recipe's", shown, limit)
+    if facts.optimize_prompt is not None:
+        yield from _of_texts(facts, facts.optimize_prompt, "The new guiding text against the recipe's")
+    if facts.train_policy is not None and facts.train_policy.second_turn is not None:
+        what = "The guiding text of the second turn against that of the first, with the trained policy"
+        yield from _of_texts(facts, facts.train_policy.second_turn, what)
+
+
+def _of_texts(facts: RunFacts, search: TextSearch, what: str) -> Iterable[Comparison]:
+    """What a search gained, if it found another text."""
+    if not search.changed:
+        return
+    before, after = search.start_score, search.score
+    limit = (
+        f"It was chosen by its reward on {plural(facts.recipe.optimizers.prompt.passages, 'passage')}, and "
+        "measured on the same ones."
+    )
+    if (seen := search.confirmation) is not None:
+        before, after = seen.start_score, seen.score
+        limit = f"On {plural(seen.passages, 'passage')} that chose nothing, of one seed."
+    yield Comparison(what, (f"reward {number(before)} before, {number(after)} after",), limit)
 
 
 def _too_small(rows: Sequence[MetricRow]) -> str:

@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from optimsyn.base.counting import plural
 from optimsyn.base.terminal.labels import method_label
-from optimsyn.optimize.confirmation import Confirmation
 from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.measured import MeasuredResult
-from optimsyn.runs.results.stage_result import NOT_RECORDED, Cells, StageResult, listed, named
+from optimsyn.runs.results.stage_result import NOT_RECORDED, Cells, StageResult, listed, named, show
+from optimsyn.runs.results.text_search import SecondTurn, TextSearch
 
 REWARD_NOT_LOOKED_AT = "switched off in the recipe (reward.look.pairs: 0)"
 # Most files, passages and subtasks in a table; the run folder lists all.
@@ -180,23 +180,12 @@ class WarmUpResult(MeasuredResult):
         return ("a look at the reward", self.reward_look.verdict, "; ".join(self.reward_look.reasons))
 
 
-class OptimizePromptResult(MeasuredResult):
+class OptimizePromptResult(TextSearch, MeasuredResult):
     """Result of the search for a guiding text; without a search all but `enabled` is None."""
 
     stage: str = "optimize_prompt"
     enabled: bool | None = Field(description="Whether the recipe has it enabled.")
     method: str | None = Field(None, description="The prompt optimiser; None in runs of a version that had only gepa.")
-    start_score: float | None = Field(None, description="Mean reward of the recipe's guiding text.")
-    score: float | None = Field(None, description="Mean reward of the chosen guiding text.")
-    start_text: str | None = Field(None, description="The recipe's guiding text.")
-    text: str | None = Field(None, description="The chosen guiding text.")
-    candidates: int | None = Field(None, description="Texts that were tried.")
-    judged: int | None = Field(None, description="Pairs that were judged.")
-    changed: bool | None = Field(None, description="Whether another text than the recipe's was chosen.")
-    ended: str | None = Field(None, description="Why it ended: budget, patience, proposals (none left) or plan.")
-    confirmation: Confirmation | None = Field(
-        None, description="The winner beside the recipe's text on passages that chose nothing, where it was confirmed."
-    )
 
     def search(self) -> dict[str, Any]:
         """The search in numbers, for a summary."""
@@ -208,24 +197,8 @@ class OptimizePromptResult(MeasuredResult):
         """The texts before and after."""
         if not self.enabled:
             return _disabled("optimizers.prompt.enabled")
-        rows: Rows = (
-            ("reward of the recipe's guiding text", self.start_score, self.start_text),
-            ("reward of the chosen guiding text", self.score, self.text),
-            (
-                "candidates tried",
-                self.candidates,
-                NOT_RECORDED if self.judged is None else f"{plural(self.judged, 'pair')} judged",
-            ),
-        )
-        if (seen := self.confirmation) is not None:
-            what = "gain on passages that chose nothing"
-            rows = (
-                *rows,
-                (what, seen.difference, f"{seen.low:+.4f} to {seen.high:+.4f}, {plural(seen.passages, 'passage')}"),
-            )
-        return Cells(
-            f"Guiding text, before and after {method_label(self.method or 'gepa')}", ("what", "value", "text"), rows
-        )
+        title = f"Guiding text, before and after {method_label(self.method or 'gepa')}"
+        return Cells(title, ("what", "value", "text"), self.rows_from("the recipe's"))
 
 
 HELD_COLUMNS = ("round", "held passages", "untrained", "difference", "95% interval", "KL a token", "trained on")
@@ -269,6 +242,10 @@ class TrainPolicyResult(MeasuredResult):
     held_difference: float | None = Field(None, description="What the kept policy gained on them.")
     held_low: float | None = Field(None, description="Lower end of its 95% interval (paired bootstrap).")
     held_high: float | None = Field(None, description="Upper end.")
+    second_turn: SecondTurn | None = Field(
+        None,
+        description="The guiding text searched again, with the trained policy as the writer; None: it was not.",
+    )
 
     @property
     def held_rows(self) -> Rows:
@@ -302,17 +279,22 @@ class TrainPolicyResult(MeasuredResult):
         """The training in numbers, for a summary."""
         if not self.enabled:
             return {"enabled": self.enabled}
-        return self.model_dump(mode="json", exclude={"stage", "notes", "history", "busy"})
+        texts = {"start_text", "text", "notes"}
+        apart = dict.fromkeys(("stage", "notes", "history", "busy"), True)
+        return self.model_dump(mode="json", exclude={**apart, "second_turn": texts if self.second_turn else True})
 
     def cells(self) -> Cells:
-        """A row for each step."""
+        """A row for each step; the title tells of a second search of the guiding text."""
         if not self.enabled:
             return _disabled("optimizers.policy.enabled")
+        title = f"{method_label(self.method or 'grpo')} on the rubric model"
+        if (again := self.second_turn) is not None:
+            title += f", then the guiding text again: reward {show(again.start_score)} → {show(again.score)}"
         if rows := self.held_rows:
-            return Cells(f"{method_label(self.method or 'grpo')} on the rubric model", HELD_COLUMNS, rows)
+            return Cells(title, HELD_COLUMNS, rows)
         columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
         rows = tuple(tuple(step.model_dump().values())[: len(columns)] for step in self.history or ())
-        return Cells(f"{method_label(self.method or 'grpo')} on the rubric model", columns, rows)
+        return Cells(title, columns, rows)
 
 
 def _disabled(field: str) -> Cells:
