@@ -12,6 +12,8 @@ is the untrained one, or trained anew from it:
 - `random`: the same number of rubrics, drawn by chance from the valid ones of each passage: what training on its own
   rubrics does to the policy without any reward;
 - `preferences`: DPO, the best against the worst rubric of each passage, with the same rewards as `spread`;
+- `random_preferences`: the same with the rewards of each passage's valid rubrics given to others of them, so that only
+  valid against invalid is left to learn;
 - `predicted`: expert iteration on those of each passage's rubrics of which their words predict most, so that only what
   carries over between passages is learned (ridge regression as in `rubric_words.py`, predictions from other passages).
 
@@ -54,6 +56,7 @@ NAMES = {
     "spread": "the same, invalid pairs at one SD",
     "random": "as many valid rubrics by chance",
     "preferences": "preferences (DPO)",
+    "random_preferences": "preferences (DPO), rewards by chance",
     "predicted": "expert iteration on predicted rewards",
 }
 PICTURE = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "policies.json"
@@ -115,6 +118,7 @@ WAYS: dict[str, tuple[Callable[[Pool], Pool], Callable[[PolicyTask, Any, Any, Pa
     "spread": (in_spread, on_the_best),
     "random": (at_random, on_the_best),
     "preferences": (in_spread, on_preferences),
+    "random_preferences": (lambda pool: at_random(in_spread(pool)), on_preferences),
     "predicted": (predicted, on_the_best),
 }
 

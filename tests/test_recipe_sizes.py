@@ -206,6 +206,14 @@ def test_what_is_small_already_stays_and_so_do_choices_and_caps() -> None:
     assert (tiny.synthesis.pairs, tiny.synthesis.select) == (3, "first")
 
 
+def test_what_happens_between_rounds_happens_at_tiny_size_too() -> None:
+    policy = {"method": "dpo", "rounds": 3, "warm_up_again": True}
+    tiny = resized(hub_recipe(optimizers={"policy": policy, "turns": 2}), "tiny")
+    assert (tiny.optimizers.policy.rounds, tiny.optimizers.policy.warm_ups, tiny.optimizers.turns) == (2, 1, 2)
+    once = resized(hub_recipe(optimizers={"policy": {**policy, "warm_up_again": False}}), "tiny")
+    assert once.optimizers.policy.rounds == 1
+
+
 def test_tiny_twice_is_tiny_once_and_survives_a_file(tmp_path: Path) -> None:
     tiny = resized(hub_recipe(), "tiny")
     assert resized(tiny, "tiny") == tiny

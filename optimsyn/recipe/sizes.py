@@ -105,7 +105,9 @@ def resized(recipe: WholeT, size: str) -> WholeT:
         raw["synthesis"] |= _CANDIDATES_OF_ARMS
     policy = raw["optimizers"]["policy"]
     if policy["method"] in ROUND_METHODS:
-        policy |= {field: min(policy[field], most) for field, most in _ROUNDS_AT_MOST.items()}
+        # The target is warmed up again between rounds.
+        most = {**_ROUNDS_AT_MOST, **({"rounds": 2} if policy["warm_up_again"] else {})}
+        policy |= {field: min(policy[field], value) for field, value in most.items()}
     if raw["influence"]["method"] == "auto":
         # Finding the step of twins takes longer than the backward passes of so few pairs.
         raw["influence"]["method"] = "exact"
