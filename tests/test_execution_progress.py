@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -202,7 +203,20 @@ def test_the_runner_in_a_notebook_shows_a_line_a_stage(monkeypatch: pytest.Monke
     assert cell.outputs == ["✓ 1/7 prepare 0:04", "2/7 warm_up stopped", "done"]
 
 
-def test_the_runner_in_a_log_writes_two_lines_a_stage() -> None:
+def test_in_a_log_a_long_stage_says_now_and_then_how_far_it_is() -> None:
+    text, ended = io.StringIO(), threading.Event()
+    states = iter(["3 of 9 pairs, 1:00", "5 of 9 pairs, 6:00"])
+
+    def pauses() -> Iterator[float]:
+        yield from (0.0, 0.0)
+        ended.set()
+        yield 3600.0
+
+    Screen(Console(file=text, width=80)).tell("2/7 warm_up", lambda: next(states), pauses(), ended)
+    assert text.getvalue() == "… 2/7 warm_up 3 of 9 pairs, 1:00\n… 2/7 warm_up 5 of 9 pairs, 6:00\n"
+
+
+def test_the_runner_in_a_log_writes_two_lines_for_a_short_stage() -> None:
     text = io.StringIO()
     with Screen(Console(file=text, width=80)).line("1/7 prepare", lambda: "0:03") as end:
         end("[green]✓[/] 1/7 prepare 0:04")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, repeat
 
 from rich.console import Console
 from rich.live import Live
@@ -12,6 +14,10 @@ from rich.markup import escape, render
 from rich.spinner import Spinner
 
 from optimsyn.base.terminal.live_line import LiveLine, NotebookText, in_notebook
+
+# Between the lines of a step in a file.
+_FIRST_SECONDS = 60.0
+_SECONDS = 300.0
 
 
 class Screen:
@@ -57,7 +63,7 @@ class Screen:
     def _drawn(self, label: str, status: Callable[[], str]) -> AbstractContextManager[object]:
         if not self._console.is_terminal:
             self.say(f"… {escape(label)}")
-            return nullcontext()
+            return self._told(label, status)
         spinner = Spinner("dots")
 
         def draw() -> Spinner:
@@ -65,6 +71,30 @@ class Screen:
             return spinner
 
         return Live(get_renderable=draw, console=self._console, refresh_per_second=4, transient=True)
+
+    @contextmanager
+    def _told(self, label: str, status: Callable[[], str]) -> Iterator[None]:
+        """A further line now and then, in a file that nobody can redraw."""
+        ended = threading.Event()
+        teller = threading.Thread(
+            target=self.tell,
+            args=(label, status, chain((_FIRST_SECONDS,), repeat(_SECONDS)), ended),
+            name="progress",
+            daemon=True,
+        )
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+
+    def tell(self, label: str, status: Callable[[], str], pauses: Iterable[float], ended: threading.Event) -> None:
+        """Shows the status after each of these pauses, in seconds, until a step has ended."""
+        for pause in pauses:
+            if ended.wait(pause):
+                return
+            self.say(f"… {escape(label)} {escape(status())}")
 
 
 class Steps:
