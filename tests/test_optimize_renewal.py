@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from optimize_helpers import BASE_TEXT, WORTH, PairWriter, Scorer, Shape, make_reward, passages, tiny_policy
+from optimize_helpers import BASE_TEXT, WORTH, PairWriter, Scorer, Shape, make_reward, passages, rubric, tiny_policy
 
 from optimsyn.base.errors import RecipeError, ServiceError
 from optimsyn.base.files import iter_json
@@ -98,7 +99,12 @@ def test_all_rubrics_are_judged_by_the_newest_target(policy: Path, tmp_path: Pat
     assert found.history[1]["held_untrained"] == pytest.approx(
         fmean(row["reward"] for row in rubrics if row["held"] and row["round"] == 0)
     )
-    assert found.history[0]["held_untrained"] != pytest.approx(found.history[1]["held_untrained"], abs=0.01)
+    # The first round's figures are by the newest target too, so that the two can be compared.
+    assert found.history[0]["held_untrained"] == found.history[1]["held_untrained"]
+    for row in found.history:
+        of_round = [each for each in rubrics if each["round"] == row["step"]]
+        assert row["reward"] == pytest.approx(fmean(each["reward"] for each in of_round if not each["held"]))
+        assert row["held_reward"] == pytest.approx(fmean(each["reward"] for each in of_round if each["held"]))
     # What the first reward has judged stays as it was, and no pair is written twice.
     first = list(iter_json(tmp_path / "rewards.jsonl"))
     assert {row["scorer"] for row in first} == {"test-scorer-None"}
@@ -124,6 +130,22 @@ def test_a_failure_after_the_warm_up_and_the_next_call_end_like_an_undisturbed_t
     assert found.outcome == whole.outcome
     names = ("whole", "broken")
     assert len({(tmp_path / each / "adapter" / "adapter_model.safetensors").read_bytes() for each in names}) == 1
+
+
+def test_a_rubric_of_the_author_is_judged_again_as_it_was_written(policy: Path, tmp_path: Path) -> None:
+    task = task_of(policy, tmp_path, PairWriter())
+    lessons = [
+        RubricRequest(
+            passage=each, kind="free", rubric=rubric("**quantity**"), guiding_text="", seed=900 + n, variant="author"
+        )
+        for n, each in enumerate(task.passages)
+    ]
+    task.taught = asyncio.run(task.reward.judge(lessons))
+    train_policy(task)
+    again = [row for row in iter_json(tmp_path / "warm_up-1" / "rewards.jsonl") if row["seed"] >= 900]
+    again = [row for row in again if row["seed"] < 900 + len(lessons)]
+    held = task.config.held_passages
+    assert [row["rubric"]["question_type"] for row in again] == ["**quantity**"] * (len(lessons) - held)
 
 
 def test_a_target_that_could_not_be_warmed_up_again_keeps_judging(policy: Path, tmp_path: Path) -> None:

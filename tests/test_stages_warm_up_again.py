@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from optimize_helpers import WORTH, tiny_policy
@@ -22,6 +22,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.stages.candidates import judged_by_an_optimiser
+from optimsyn.stages.policy.warm_up_again import WarmUpAgain
 from optimsyn.stages.shared import Tools
 from optimsyn.target.target import Target
 from optimsyn.target.warm_up.parts import parts_of
@@ -104,6 +105,13 @@ def test_a_run_judges_all_rubrics_by_the_newest_target_and_everything_else_by_it
     assert both and all(before != after for before, after in both)
     asked = {(row["passage_id"], row["seed"], as_read(row["text"])) for row in rubrics}
     assert judged_by_an_optimiser(Tools(run)) == len(asked) + config.pairs
+    # What comes after the training finds the run's own warm-up in the target.
+    tools = Tools(run)
+    own = tools.target.checkpoints[-1].state
+    tools.target.add_checkpoints_from(folder / "checkpoints")
+    WarmUpAgain(tools, cast("Any", None), "", cast("Any", None)).end()
+    for name, parameter in tools.target.parameters.items():
+        assert parameter.detach().equal(own[name])
     assert not any("another scorer" in note for note in run_stage(run, "synthesize").notes)
     assert asked_twice(served) == []
 
@@ -118,5 +126,7 @@ def test_what_it_costs_is_foreseen_and_what_it_cannot_follow_is_refused(learning
     assert once.fingerprint != learning.fingerprint
     more, less = (disk_need(each, Path("runs")).parts["policy training"] for each in (learning, once))
     assert more > less
+    # A reward that does not ask the target has none warmed up.
+    assert changed(learning, {"reward.source": "random"}).further_warm_ups == 0
     with pytest.raises(RecipeError, match="warm_up_again has all rubrics judged again"):
         changed(learning, {"reward.given": "judged"})

@@ -122,20 +122,20 @@ def disk_need(
     prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
     searched = prompt.metric_calls if prompt.for_writer else 0
     trained = policy.judged(None, drawn_again=1.0) if policy.enabled else 0
-    warm_ups = policy.warm_ups if policy.enabled else 0
+    drafts = recipe.further_warm_ups * recipe.warm_up.pairs
     # With the trained policy as the writer.
     again = prompt.metric_calls if recipe.optimizers.searched_again else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
     if "static_pool" in recipe.variants:
-        candidates += synthesis.pool or (trained + again or searched)
+        candidates += synthesis.pool or (trained + again + drafts or searched)
     author = recipe.author
     rubrics = each if "author" in recipe.variants else 0
     rubrics += author.lessons if policy.enabled and "author" in policy.learn_from else 0
     rubrics += prompt.metric_calls if prompt.for_author else 0
-    judged = searched + trained * (1 + warm_ups) + again + candidates + rubrics * author.drafts
+    judged = searched + trained * (1 + recipe.further_warm_ups) + again + candidates + rubrics * author.drafts
     replies = 2 * (recipe.warm_up.pairs + searched + again + candidates) + trained
-    replies += warm_ups * recipe.warm_up.pairs + rubrics * (author.steps + author.drafts)
+    replies += drafts + rubrics * (author.steps + author.drafts)
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)
@@ -154,7 +154,8 @@ def disk_need(
         "validation directions": directions,
         "warm-up checkpoints": warmed_up,
         "fine-tuning": variants * target + _CHECKPOINTS * _WITH_MOMENTS * target,
-        "policy training": rubric * (1 + _CHECKPOINTS * _WITH_MOMENTS) + warm_ups * (directions + warmed_up),
+        "policy training": rubric * (1 + _CHECKPOINTS * _WITH_MOMENTS)
+        + recipe.further_warm_ups * (directions + warmed_up),
         "notebooks and report": _NOTEBOOKS_BYTES,
         "working space": RESERVE_BYTES + _JOURNALS_BYTES,
     }

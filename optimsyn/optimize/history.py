@@ -28,6 +28,11 @@ class History:
         self.rows.append(row)
         append_jsonl(self.path, [row])
 
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        """Writes other rows in place of all, atomically."""
+        self.rows = rows
+        write_jsonl(self.path, rows)
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a history, even while it is being written; empty if there is none yet."""

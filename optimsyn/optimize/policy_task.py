@@ -281,21 +281,18 @@ class PolicyTask:
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         return self.trl_reward([row["prompt"] for row in rows], completions, **columns)
 
-    def judgements(
-        self, rows: Sequence[dict[str, Any]], completions: Sequence[str], *, again: bool = False
-    ) -> list[Judgement]:
-        """As `judge`, with all that is known of each pair; `unjudged` where it could not be judged.
-
-        Args:
-            rows: See `row`.
-            completions: One for each row.
-            again: They have been judged by another reward, which has counted them.
-        """
+    def judgements(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[Judgement]:
+        """As `judge`, with all that is known of each pair; `unjudged` where it could not be judged."""
         from optimsyn.llm.language_model import run_sync
 
-        if not again:
-            self.count(len(completions))
-        return run_sync(self.reward.judge(self.requests(rows, completions, noted=not again)))
+        self.count(len(completions))
+        return run_sync(self.reward.judge(self.requests(rows, completions)))
+
+    def judge_again(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
+        """Judges by the reward of now what an earlier one has judged, and the budget has counted."""
+        from optimsyn.llm.language_model import run_sync
+
+        return run_sync(self.reward.judge(requests))
 
     def requests(
         self, rows: Sequence[dict[str, Any]], completions: Sequence[str], *, noted: bool = True

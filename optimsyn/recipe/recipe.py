@@ -46,7 +46,7 @@ from optimsyn.recipe.sections.optimizers import (
     Optimizers,
     turn_problems,
 )
-from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, Reward
+from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, WITHOUT_GRADIENTS, Reward
 from optimsyn.recipe.sections.seeds import Purpose, Seeds
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import LATER_SYNTHESIS_FIELDS, Checks, Synthesis, Variant
@@ -329,6 +329,12 @@ class Recipe(Shown, Whole):
             "policy": self.optimizers.policy.enabled,
         }
         return tuple(v for v in VARIANTS if on.get(v, True))
+
+    @property
+    def further_warm_ups(self) -> int:
+        """How often the target is warmed up again between the policy's rounds, at most; a reward may not ask it."""
+        policy = self.optimizers.policy
+        return policy.warm_ups if policy.enabled and self.reward.source not in WITHOUT_GRADIENTS else 0
 
     @property
     def fine_tuned(self) -> tuple[Variant, ...]:

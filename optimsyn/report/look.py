@@ -281,7 +281,7 @@ def _groups(run: Run) -> dict[str, list[LedgerRow]]:
     searched = turn_seed(run.recipe.seed_of("policy"), 2)
     titles = _titles(run)
     groups: dict[tuple[str, int], list[LedgerRow]] = {}
-    for row in _ledger(run):
+    for row in _ledger(run, run.path(*_newest_judgements(run))):
         if row.source == "train_policy" and row.seed != search_seed(searched, row.passage_id):
             groups.setdefault((row.passage_id, row.seed), []).append(row)
     by_title: dict[str, list[LedgerRow]] = {}
@@ -291,9 +291,18 @@ def _groups(run: Run) -> dict[str, list[LedgerRow]]:
     return by_title
 
 
-def _ledger(run: Run) -> Iterator[LedgerRow]:
+def _ledger(run: Run, file: Path | None = None) -> Iterator[LedgerRow]:
     """The judgements so far by the latest scorer and checks; without optimisers there are none before synthesis."""
-    return map(LedgerRow.model_validate, latest_rows(run.path("rewards.jsonl")))
+    return map(LedgerRow.model_validate, latest_rows(file or run.path("rewards.jsonl")))
+
+
+def _newest_judgements(run: Run) -> tuple[str, ...]:
+    """The file with the policy's rubrics as judged last: by the target as it was warmed up again, if it was."""
+    again = {
+        int(path.parent.name.rpartition("-")[2]): path
+        for path in run.folder.glob("train_policy/warm_up-*/rewards.jsonl")
+    }
+    return ("train_policy", f"warm_up-{max(again)}", "rewards.jsonl") if again else ("rewards.jsonl",)
 
 
 def _curve(run: Run) -> WarmUpCurve:

@@ -86,7 +86,8 @@ def judged_by_an_optimiser(tools: Tools) -> int:
 
     stage = "train_policy" if tools.recipe.optimizers.policy.enabled else "optimize_prompt"
     # Where the target was warmed up again, the same rubrics were judged again.
-    ledgers = [tools.run.path("rewards.jsonl"), *tools.run.path("train_policy").glob(f"{WARM_UP}*/rewards.jsonl")]
+    again = list(tools.run.path("train_policy").glob(f"{WARM_UP}*"))
+    ledgers = [tools.run.path("rewards.jsonl"), *(folder / "rewards.jsonl" for folder in again)]
     asked = {
         (
             *(row.get(name) for name in ("passage_id", "kind", "seed", "guiding_text")),
@@ -98,7 +99,7 @@ def judged_by_an_optimiser(tools: Tools) -> int:
         for row in iter_json(ledger, tolerate_torn=True)
         if row.get("source") == stage
     }
-    return len(asked) + (len(ledgers) - 1) * tools.recipe.warm_up.pairs
+    return len(asked) + len(again) * tools.recipe.warm_up.pairs
 
 
 def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:

@@ -11,7 +11,6 @@ from optimsyn.base.counting import plural
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_jsonl
 from optimsyn.base.seeds import derive_seed
-from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.candidates import author_of, forget_untrained, text_of_training
@@ -64,9 +63,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
     guiding_text = text_of_training(tools)
     taught = _lessons(tools, reward, guiding_text) if "author" in config.learn_from else []
-    again = None
-    if config.warm_up_again and recipe.reward.source not in WITHOUT_GRADIENTS:
-        again = WarmUpAgain(tools, stage, guiding_text, reward)
+    again = WarmUpAgain(tools, stage, guiding_text, reward) if recipe.further_warm_ups else None
     trained = train_policy(
         PolicyTask(
             recipe.models.rubric,
@@ -83,6 +80,8 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             renewal=again,
         )
     )
+    if again is not None:
+        again.end()
     history = tuple(PolicyStep.model_validate(row) for row in trained.history)
     searched, said = second_turn(tools, stage, trained.outcome.get("kept_round"))
     rewards = [step.reward for step in history if step.reward is not None]

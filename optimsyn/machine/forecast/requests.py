@@ -365,7 +365,8 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     )
     # The local policy samples the rubrics.
     judged = Range(low=low * _READ.low, expected=expected * _READ.expected, high=high * _READ.high)
-    again = Range(low=0.0, expected=config.warm_ups, high=config.warm_ups) * float(recipe.warm_up.pairs)
+    drafts = recipe.further_warm_ups * recipe.warm_up.pairs
+    again = Range(low=0.0, expected=drafts, high=drafts)
     return [("pair", judged + again)]
 
 

@@ -30,6 +30,7 @@ from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, kl_per_token, 
 
 if TYPE_CHECKING:
     from optimsyn.optimize.rounds.weights import Weights
+    from optimsyn.reward.drafting import RubricRequest
     from optimsyn.reward.judgements import Judgement
 
 _RUBRIC_MODEL = "rubric"  # in the meter of a stage
@@ -44,7 +45,8 @@ def train(task: PolicyTask, learn: Learn) -> Path:
     max_tokens), redrawn (groups drawn again), groups_without_signal (share of groups, after that), trained_on
     (rubrics, or pairs of them), loss, kl (nats a token from the start), held_reward, held_untrained, held_difference
     with held_low and held_high (95%, paired bootstrap over the held passages), kept (the round whose adapter is kept so
-    far; 0: the start), stopped (why the training ends with this round, or None), seconds.
+    far; 0: the start), stopped (why the training ends with this round, or None), seconds. Where the target was warmed
+    up again, the rewards in all rows are by the newest one; `kept` and `stopped` were decided by that of their time.
     """
     with quiet():
         return _Rounds(task).train(learn)
@@ -126,7 +128,7 @@ class _Rounds:
     def _warm_up_again(self, number: int) -> None:
         """Warms the target up on pairs of the policy of this round, and has it judge all rubrics so far."""
         renewal = self.task.renewal
-        if renewal is None:
+        if renewal is None or self.file.warm_up > number:
             return
         requests = None
         if not renewal.has(number):
@@ -140,18 +142,45 @@ class _Rounds:
         if reward is None:
             return
         self.task.reward = reward
-        self.taught = self._judged_again(self.taught, number)
+        lessons = [self._lesson(rubric) for rubric in self.taught]
+        self.taught = self._judged_again(self.taught, lessons, number)
         if self.file.warm_up < number:
-            self.file.judged_again(self._judged_again(self.file.all(), number))
+            sampled = self.file.all()
+            places = [(each.round, each.held, each.group, each.draw) for each in sampled]
+            asked = self.task.requests(
+                [self._row(place) for place in places], [each.text for each in sampled], noted=False
+            )
+            self.file.judged_again(self._judged_again(sampled, asked, number))
+        self.history.replace([{**row, **self._figures(row)} for row in self.history.rows])
 
-    def _judged_again(self, rubrics: Sequence[JudgedRubric], warm_up: int) -> list[JudgedRubric]:
+    def _judged_again(
+        self, rubrics: Sequence[JudgedRubric], requests: Sequence[RubricRequest], warm_up: int
+    ) -> list[JudgedRubric]:
         """The rubrics with the rewards that they earn now; their pairs are known."""
-        rows = [self._row_of(rubric) for rubric in rubrics]
-        verdicts = self.task.judgements(rows, [rubric.text for rubric in rubrics], again=True) if rows else []
         return [
             replace(rubric, **_verdict(verdict), warm_up=warm_up)
-            for rubric, verdict in zip(rubrics, verdicts, strict=True)
+            for rubric, verdict in zip(rubrics, self.task.judge_again(requests), strict=True)
         ]
+
+    def _lesson(self, rubric: JudgedRubric) -> RubricRequest:
+        """What was asked for when a rubric of somebody else was judged."""
+        from optimsyn.reward.drafting import RubricRequest
+
+        lesson = self.task.taught[rubric.group]
+        return RubricRequest(
+            passage=next(passage for passage in self.passages if passage.id == lesson.passage_id),
+            kind=lesson.kind,
+            rubric=lesson.rubric,
+            guiding_text=lesson.guiding_text,
+            rubric_model=lesson.rubric_model,
+            seed=lesson.seed,
+            variant=self.task.reward.source,
+        )
+
+    def _figures(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The rewards of a round by the target of now, for its row."""
+        held = self._held_figures(row["step"]) if self.held and row["trained_on"] else {}
+        return {**self._rewards(row["step"]), **held}
 
     def _nothing_in(self) -> str:
         """Why no rubric so far can be learned from."""
@@ -168,11 +197,16 @@ class _Rounds:
         """How far the policy is from its start, and what it earns on the held passages."""
         if not self.held:
             return {"kl": kl_on_fresh_rubrics(self.task, self.model, self.tokenizer, self.start)}
-        now, untrained = self._held_rewards(number), self._held_rewards(0)
         sampled = [rows[0] for group in range(len(self.held)) if (rows := self.file.group((number, True, group, 0)))]
+        held = self._held_figures(number)
+        kl = kl_per_token(self.model, self.start, [(row.prompt, row.completion) for row in sampled])
+        return {"kl": kl, **held}
+
+    def _held_figures(self, number: int) -> dict[str, Any]:
+        """What the policy of a round earns on the held passages, beside the untrained one."""
+        now, untrained = self._held_rewards(number), self._held_rewards(0)
         gain = compared(now, untrained)
         return {
-            "kl": kl_per_token(self.model, self.start, [(row.prompt, row.completion) for row in sampled]),
             "held_reward": fmean(now.values()) if now else None,
             "held_untrained": fmean(untrained.values()) if untrained else None,
             "held_difference": gain.mean,
@@ -195,16 +229,26 @@ class _Rounds:
             )
             self._tick(len(groups) // a_step)
         rows = [row for row in self.file.all() if row.round == number and not row.held]
-        judged = [row for row in rows if row.reward is not None]
-        rewards = [row.reward for row in rows if row.reward is not None]
         return {
-            "reward": fmean(rewards) if rewards else None,
-            "reward_std": pstdev(rewards) if rewards else None,
-            "valid": fmean(row.valid for row in judged) if judged else None,
+            **self._rewards(number),
             "completion_length": fmean(len(row.completion) for row in rows),
             "unfinished": fmean(not row.finished for row in rows),
             "redrawn": again,
             "groups_without_signal": silent / total,
+        }
+
+    def _rewards(self, number: int) -> dict[str, Any]:
+        """Rewards of the rubrics that a round trained on new."""
+        judged = [
+            (row.reward, row.valid)
+            for row in self.file.all()
+            if row.round == number and not row.held and row.reward is not None
+        ]
+        rewards = [reward for reward, _ in judged]
+        return {
+            "reward": fmean(rewards) if rewards else None,
+            "reward_std": pstdev(rewards) if rewards else None,
+            "valid": fmean(valid for _, valid in judged) if judged else None,
         }
 
     def _held_rewards(self, number: int) -> dict[str, float]:
@@ -260,14 +304,6 @@ class _Rounds:
         # One form a passage, since rubrics are compared across rounds and the form is in the prompt.
         kind = self.task.shape.kind_for(derive_seed(self.task.seed, "kind", passage.id))
         return self.task.row(self.tokenizer, passage, derive_seed(self.task.seed, *self._seeded(place)), kind)
-
-    def _row_of(self, rubric: JudgedRubric) -> dict[str, Any]:
-        """The row that a rubric was judged with; of round 0 are those of somebody else."""
-        if rubric.round or rubric.held:
-            return self._row((rubric.round, rubric.held, rubric.group, rubric.draw))
-        lesson = self.task.taught[rubric.group]
-        passage = next(passage for passage in self.passages if passage.id == rubric.passage_id)
-        return self.task.row(self.tokenizer, passage, lesson.seed, lesson.kind)
 
     def _seeded(self, place: Place) -> tuple[Any, ...]:
         """What a group's seeds are derived from."""

@@ -7,6 +7,7 @@ text suits the trained policy best is another question, with the same reward, bu
 from __future__ import annotations
 
 import gc
+import shutil
 from typing import TYPE_CHECKING
 
 from optimsyn.base.event_loops import run_sync
@@ -50,6 +51,9 @@ def second_turn(tools: Tools, stage: StageHandle, kept_round: int | None) -> tup
     if not recipe.optimizers.searched_again:
         return None, ()
     start = tools.best_guiding_text
+    if kept_round == 0:
+        # Of a training with other settings.
+        shutil.rmtree(tools.run.path("train_policy", FOLDER), ignore_errors=True)
     found = None if kept_round == 0 else _searched(tools, stage, start)
     chosen = start if found is None or found.text is None else found.text
     write_text(tools.run.path("train_policy", GUIDING_TEXT), chosen + "\n")

@@ -7,6 +7,7 @@ judgements are in `train_policy/warm_up-N`, N being the round; the run's own war
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from functools import cached_property
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.counting import plural
-from optimsyn.base.files import read_jsonl, write_jsonl
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import read_jsonl, write_json, write_jsonl
 from optimsyn.data.records import Pair
 from optimsyn.optimize.policy_task import WARM_UP
 from optimsyn.stages.candidates import blank_request
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from optimsyn.stages.shared import Tools
 
 PAIRS = "pairs.jsonl"
+INFLUENCE = "influence.json"
 JUDGEMENTS = "rewards.jsonl"
 
 
@@ -92,10 +95,16 @@ class WarmUpAgain:
             else:
                 said.append(
                     f"After round {number} the target was warmed up again, on {valid} valid ones of {asked} under the "
-                    "policy's rubrics, and all rubrics so far were judged again; rewards before and after are not "
-                    "comparable."
+                    "policy's rubrics, and all rubrics so far were judged again; the rewards shown are by "
+                    "that target."
                 )
         return said
+
+    def end(self) -> None:
+        """Puts the run's own warm-up back into the target, by which everything else is judged."""
+        if self._numbers:
+            self.tools.target.restart()
+            self.tools.target.add_checkpoints_from(self.tools.run.path("warm_up", "checkpoints"))
 
     async def _drafts(self, requests: Sequence[RubricRequest]) -> list[Draft]:
         from optimsyn.reward.pipeline import in_order
@@ -109,16 +118,26 @@ class WarmUpAgain:
 
         tools, folder, pairs = self.tools, self._folder(number), self._pairs(number)
         tools.target.restart()
-        warm_up_target(
-            tools,
-            pairs,
-            folder / "checkpoints",
-            lambda step, steps: self.stage.progress(step, steps, "training steps", last=False),
-        )
         training = None if tools.batch_training is None else tools.training_with(pairs)
-        scorer = tools.scorer_over(tools.reward_questions, folder / "directions", training=training)
-        with tools.meter.at_work(TARGET):
-            drafts = [float(value) for value in scorer.score(pairs).total]
+        try:
+            warm_up_target(
+                tools,
+                pairs,
+                folder / "checkpoints",
+                lambda step, steps: self.stage.progress(step, steps, "training steps", last=False),
+            )
+            scorer = tools.scorer_over(tools.reward_questions, folder / "directions", training=training)
+        except ModelError as error:
+            raise ModelError(
+                f"after round {number} the target could not be warmed up again: {error}. Or train without: "
+                "optimizers.policy.warm_up_again: false"
+            ) from error
+        known = folder / INFLUENCE
+        if not known.is_file():
+            with tools.meter.at_work(TARGET):
+                write_json(known, [float(value) for value in scorer.score(pairs).total])
+        # Kept, since the penalty may follow from it, and what is judged depends on the penalty to the last digit.
+        drafts = json.loads(known.read_text(encoding="utf-8"))
         return tools.reward_by(scorer, self.first.source, folder / JUDGEMENTS, drafts)
 
     def _pairs(self, number: int) -> list[Pair]:
