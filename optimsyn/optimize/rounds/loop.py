@@ -197,8 +197,8 @@ class _Rounds:
         """How far the policy is from its start, and what it earns on the held passages."""
         if not self.held:
             return {"kl": kl_on_fresh_rubrics(self.task, self.model, self.tokenizer, self.start)}
+        held = self._held_figures(number)  # samples them
         sampled = [rows[0] for group in range(len(self.held)) if (rows := self.file.group((number, True, group, 0)))]
-        held = self._held_figures(number)
         kl = kl_per_token(self.model, self.start, [(row.prompt, row.completion) for row in sampled])
         return {"kl": kl, **held}
 
