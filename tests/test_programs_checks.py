@@ -232,3 +232,28 @@ def test_an_answer_that_compares_two_printed_figures_may_say_which_is_larger() -
     assert not failed("It was higher: 79 tonnes in 2017, 71 tonnes in 2013.")
     assert failed("It was higher: 79 tonnes in 2017, 61 tonnes in 2013.")
     assert failed("higher")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("2.0 | 2.0", False),
+        ("| | December 31, 2019", False),
+        ("Fiscal | | | 2019 | 2018 |", False),
+        ("1,452.4", True),
+        ("Fixed Price", True),
+        ("P(A | B)", True),
+        ("|x|", True),
+    ],
+)
+def test_a_piece_of_a_table_is_no_answer(answer: str, right: bool) -> None:
+    rows = ("|  | 2019 | 2018 |", "| Fixed Price | 1,452.4 | 1,146.2 |", "| Rate P(A | B) for |x| | 2.0 | 2.0 |")
+    table = "\n".join(("Sales by type:", *rows))
+    report = Passage(id="t#0", document_id="t", text=table, char_start=0, char_end=len(table))
+    asked = pair(question="What were the sales by type?", answer=answer, passage_id="t#0")
+    failed = Checker(Checks(), []).check(asked, report).reasons.get("whole_answer", "")
+    assert ("borders of a table" in failed) is not right
+    # Elsewhere a bar is a command or a formula.
+    pipe = Passage(id="t#1", document_id="t", text="Use ls | wc -l to count files.", char_start=0, char_end=30)
+    asked = pair(question="How are files counted?", answer="ls | wc -l", passage_id="t#1")
+    assert "borders" not in Checker(Checks(), []).check(asked, pipe).reasons.get("whole_answer", "")

@@ -20,6 +20,10 @@ _JAPANESE_END = regex.compile(r"か[。.\W]*$")
 _OPENING, _CLOSING = "([{（［｛「『【《〈“«", ")]}）］｝」』】》〉”»"
 _PAIRS = dict(zip(_CLOSING, _OPENING, strict=True))
 # Signs that no answer begins with.
+# The end of a table's row beside the start of the next one, or an empty cell.
+_ROWS = regex.compile(r"\|\s+\|")
+_BORDER = regex.compile(r"(?:^|\s)\|(?:\s|$)")
+_BRACKETS = regex.compile(r"\([^()]*\)|\{[^{}]*\}|\[[^\[\]]*\]")
 _NO_START = regex.compile(r"^\s*[,;:.!?)\]}、，。；：！？」』）】؛،%％](?!\d)")
 _NO_END = regex.compile(r"[,;、，；،؛(（「『［\[{]\s*$")
 _LISTED = regex.compile(r"(?:^|\W)\w{1,2}$")
@@ -167,6 +171,13 @@ def _is_most(match: regex.Match[str], text: str, language: str) -> bool:
     return whole or (not head and len(tail) <= few) or (len(match.group()) >= 3 and (len(tail) <= few or not head))
 
 
+def _in_a_table(answer: str, source: str) -> bool:
+    """Whether an answer of one line goes over the borders of cells; in a formula or a command a bar is no border."""
+    if "\n" in answer.strip() or _ROWS.search(source) is None:
+        return False
+    return _BORDER.search(_BRACKETS.sub("", answer)) is not None
+
+
 def fragment(answer: str, source: str, language: str) -> str | None:
     """What shows that an answer is only a piece of a sentence; None for a whole one.
 
@@ -179,6 +190,8 @@ def fragment(answer: str, source: str, language: str) -> str | None:
         return "a bracket or quotation mark is not closed"
     if _NO_START.search(answer) or _NO_END.search(answer):
         return "it begins or ends with a sign that stands between words"
+    if _in_a_table(answer, source):
+        return "it has the borders of a table's cells"
     text = normalized(answer)
     if language == "ko" and _KOREAN_STARTS.match(text) and not _is_at_start(text, source):
         return "it begins with a particle"
