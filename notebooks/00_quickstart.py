@@ -172,8 +172,8 @@ look.evaluation_picture(run)
 look.policies_picture()
 
 # %% [markdown]
-# In one domain of three a policy learned something, namely which verdicts to ask for. There its pairs also made a
-# better model than those of a fixed text, in both of two trainings; `docs/science/policy.md` tells all of it.
+# In one domain of four a policy learned something, namely which verdicts to ask for, and nothing from rewards dealt by
+# chance. There its pairs also made a better model than those of a fixed text; `docs/science/policy.md` tells all of it.
 #
 # ## What to try next
 #
