@@ -173,7 +173,8 @@ look.policies_picture()
 
 # %% [markdown]
 # In one domain of four a policy learned something, namely which verdicts to ask for, and nothing from rewards dealt by
-# chance. Whether its pairs make a better model than those of a fixed text is open; `docs/science/policy.md` tells all of it.
+# chance. Whether its pairs make a better model than those of a fixed text is open; `docs/science/policy.md` tells all
+# of it.
 #
 # ## What to try next
 #
