@@ -298,10 +298,8 @@ def _ledger(run: Run, file: Path | None = None) -> Iterator[LedgerRow]:
 
 def _newest_judgements(run: Run) -> tuple[str, ...]:
     """The file with the policy's rubrics as judged last: by the target as it was warmed up again, if it was."""
-    again = {
-        int(path.parent.name.rpartition("-")[2]): path
-        for path in run.folder.glob("train_policy/warm_up-*/rewards.jsonl")
-    }
+    found = run.folder.glob("train_policy/warm_up-*/rewards.jsonl")
+    again = [int(path.parent.name.rpartition("-")[2]) for path in found]
     return ("train_policy", f"warm_up-{max(again)}", "rewards.jsonl") if again else ("rewards.jsonl",)
 
 

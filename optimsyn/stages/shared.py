@@ -276,7 +276,7 @@ class Tools:
         from optimsyn.target.target import Target
 
         target = Target.load(self.recipe.models.target, seed=self.recipe.seed_of("data"))
-        if self.recipe.optimizers.policy.warm_up_again:
+        if self.recipe.further_warm_ups:
             target.remember_start()
         if self.run.done("warm_up"):
             target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))

@@ -68,12 +68,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
             f"{refused}. Mend the cause, use a stronger generator, or raise `warm_up.pairs`."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
-    trained, checkpoints = warm_up_target(
-        tools,
-        pairs,
-        run.path("warm_up", "checkpoints"),
-        lambda step, steps: stage.progress(step, steps, "training steps", last=False),
-    )
+    trained, checkpoints = warm_up_target(tools, stage, pairs, run.path("warm_up", "checkpoints"))
     scorer = tools.scorer
     stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring(scorer).model_dump())
     baseline = scorer.zero_gradient_baseline()
@@ -101,15 +96,15 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
 
 
 def warm_up_target(
-    tools: Tools, pairs: Sequence[Pair], folder: Path, report: Callable[[int, int], None]
+    tools: Tools, stage: StageHandle, pairs: Sequence[Pair], folder: Path
 ) -> tuple[Sequence[Pair], list[Checkpoint]]:
     """Trains the target's adapter on a share of valid first drafts.
 
     Args:
         tools: The run's target and questions.
+        stage: Handle that reports the steps.
         pairs: The first drafts.
         folder: Receives the checkpoints; a finished warm-up on the same pairs is taken from it.
-        report: Called after each step with the steps done and the maximum.
 
     Returns:
         The pairs that were trained on, and the checkpoints.
@@ -131,7 +126,7 @@ def warm_up_target(
             max_grad_norm=config.max_grad_norm,
             seed=recipe.seed_of("data"),
             folder=folder,
-            report=report,
+            report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
         )
     return trained, checkpoints
 

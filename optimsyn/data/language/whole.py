@@ -19,11 +19,11 @@ _KOREAN_END = regex.compile(r"[까니나가지요대래]\W*$")
 _JAPANESE_END = regex.compile(r"か[。.\W]*$")
 _OPENING, _CLOSING = "([{（［｛「『【《〈“«", ")]}）］｝」』】》〉”»"
 _PAIRS = dict(zip(_CLOSING, _OPENING, strict=True))
-# Signs that no answer begins with.
 # The end of a table's row beside the start of the next one, or an empty cell.
 _ROWS = regex.compile(r"\|\s+\|")
 _BORDER = regex.compile(r"(?:^|\s)\|(?:\s|$)")
 _BRACKETS = regex.compile(r"\([^()]*\)|\{[^{}]*\}|\[[^\[\]]*\]")
+# Signs that no answer begins with.
 _NO_START = regex.compile(r"^\s*[,;:.!?)\]}、，。；：！？」』）】؛،%％](?!\d)")
 _NO_END = regex.compile(r"[,;、，；،؛(（「『［\[{]\s*$")
 _LISTED = regex.compile(r"(?:^|\W)\w{1,2}$")

@@ -120,12 +120,7 @@ class WarmUpAgain:
         tools.target.restart()
         training = None if tools.batch_training is None else tools.training_with(pairs)
         try:
-            warm_up_target(
-                tools,
-                pairs,
-                folder / "checkpoints",
-                lambda step, steps: self.stage.progress(step, steps, "training steps", last=False),
-            )
+            warm_up_target(tools, self.stage, pairs, folder / "checkpoints")
             scorer = tools.scorer_over(tools.reward_questions, folder / "directions", training=training)
         except ModelError as error:
             raise ModelError(
