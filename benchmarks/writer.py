@@ -2,6 +2,7 @@
 
     python benchmarks/writer.py --output pairs.jsonl                        # 200 held-out passages, four rubrics each
     python benchmarks/writer.py --output pairs.jsonl --documents FOLDER     # FOLDER/<domain>/documents.jsonl
+    python benchmarks/writer.py --output pairs.jsonl --prompts FOLDER …     # of the practice (tools/prefer_writer.py)
     python benchmarks/writer.py --output pairs.jsonl --adapter WRITER       # transformers with this adapter, for a GPU
 
 Without `--adapter` the pairs come from the product: `PairWriter` with the model `embedded`, as in a run. So an older
@@ -14,16 +15,16 @@ import argparse
 import asyncio
 import json
 import random
-import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from writer_forms import FORMS, Written  # noqa: E402
-from writer_pairs import Outcome, Wish, checker, outcome, passage_of, replies, shares  # noqa: E402
+from writer_forms import FORMS  # noqa: E402
+from writer_pairs import Outcome, Wish, by_product, checker, outcome, passage_of, replies, shares  # noqa: E402
 from writer_rubrics import MEASURED, rubric_for  # noqa: E402
+from writer_wishes import NEEDS, is_kept_out, passages, wishes_of  # noqa: E402
 
 from optimsyn.data.passages import split_passages  # noqa: E402
 from optimsyn.data.records import Document, Rubric  # noqa: E402
@@ -31,7 +32,6 @@ from optimsyn.recipe.recipe import Documents, ModelSpec  # noqa: E402
 
 HELD_OUT = ROOT / "benchmarks" / "writer_held_out"
 CONTRASTS = 4
-_DATE = re.compile(r"\b(1\d\d\d|20\d\d)\b")
 
 
 def held_out_wishes() -> list[Wish]:
@@ -53,14 +53,12 @@ def document_wishes(folder: Path, count: int, seed: int) -> dict[str, list[Wish]
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         draw.shuffle(rows)
         documents = [Document(id=row["id"], title=row.get("title", ""), text=row["text"]) for row in rows[: 3 * count]]
-        passages = [
+        long_enough = [
             p for p in split_passages(documents, Documents(source="documents.jsonl"))[0] if len(p.text.split()) >= 50
         ]
         wishes = []
-        for passage in draw.sample(passages, min(count, len(passages))):
-            allowed = [form for form in FORMS if form != "date" or _DATE.search(passage.text)]
-            if not re.search(r"\d", passage.text):
-                allowed.remove("figure")
+        for passage in draw.sample(long_enough, min(count, len(long_enough))):
+            allowed = [form for form in FORMS if form not in NEEDS or NEEDS[form].search(passage.text)]
             wishes += [
                 Wish(passage, form, rubric_for(form, MEASURED, draw)) for form in draw.sample(allowed, CONTRASTS)
             ]
@@ -84,52 +82,33 @@ def by_transformers(wishes: list[Wish], adapter: Path, seed: int) -> list[Outcom
     return [outcome(wish, text, checks, n) for n, (wish, text) in enumerate(zip(wishes, texts, strict=True))]
 
 
-async def by_product(wishes: list[Wish], seed: int, temperature: float | None) -> list[Outcome]:
-    """Pairs of `PairWriter` with the embedded model."""
-    from optimsyn.base.errors import ReplyError
-    from optimsyn.llm.factory import load_language_model
-    from optimsyn.programs.pair import PairWriter
-    from optimsyn.programs.task_shape import TaskShape
-
-    chosen = {} if temperature is None else {"temperature": temperature}
-    model = load_language_model(ModelSpec(name="embedded", **chosen))
-    writers = {name: PairWriter(model, TaskShape.only(name)) for name in ("free", "multiple_choice")}
-    checks = checker()
-
-    async def one(number: int, wish: Wish) -> Outcome:
-        writer = writers["multiple_choice" if wish.form == "options" else "free"]
-        try:
-            pair = await writer.awrite(wish.passage, wish.rubric, seed=seed + number, variant="measured")
-        except ReplyError as error:
-            return Outcome(wish, str(error), None, False, {"pair_format": str(error)})
-        shape = Written(wish.passage.text, pair.question, pair.answer, pair.choices or ())
-        return Outcome(wish, "", pair, FORMS[wish.form](shape), dict(checks.check(pair, wish.passage).reasons))
-
-    return list(await asyncio.gather(*(one(number, wish) for number, wish in enumerate(wishes))))
-
-
 def main() -> None:
     """Writes the pairs and prints their shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="pairs, one a line; the shares go beside it")
     parser.add_argument("--documents", type=Path, help="folder of domains, each with a documents.jsonl")
+    parser.add_argument("--prompts", type=Path, nargs="+", help="folders of practice: its tenth that is kept out")
     parser.add_argument("--count", type=int, default=50, help="passages of each domain")
     parser.add_argument("--adapter", type=Path, help="folder of an adapter; without it the product writes")
     parser.add_argument("--temperature", type=float, help="of the product; without it its default")
     parser.add_argument("--limit", type=int, help="wishes, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.documents is None:
+    if args.prompts:
+        kept = [row for row in passages(args.prompts) if is_kept_out(row)]
+        sources = {"kept out": [wish for row in kept for wish in wishes_of(row, CONTRASTS, args.seed)]}
+    elif args.documents is None:
         sources = {"held out": held_out_wishes()}
     else:
         sources = document_wishes(args.documents, args.count, args.seed)
     result, lines = {}, []
     for name, all_wishes in sources.items():
         wishes = all_wishes[: args.limit]
+        seeds = range(args.seed, args.seed + len(wishes))
         outcomes = (
             by_transformers(wishes, args.adapter, args.seed)
             if args.adapter
-            else asyncio.run(by_product(wishes, args.seed, args.temperature))
+            else asyncio.run(by_product(wishes, seeds, temperature=args.temperature))
         )
         result[name] = shares(outcomes)
         lines += [json.dumps({"source": name, **each.row()}, ensure_ascii=False) + "\n" for each in outcomes]

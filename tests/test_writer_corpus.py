@@ -20,7 +20,7 @@ PASSAGE = (
 ABROAD = "Die Schleuse wurde am 3. Mai 1911 geschlossen. 수문은 1911년 5월 3일에 닫혔고, 세입자는 둑을 고쳐야 한다."
 
 
-@pytest.mark.parametrize("script", ["check_writer_corpus.py", "check_writer_held_out.py"])
+@pytest.mark.parametrize("script", ["check_writer_corpus.py", "check_writer_wishes.py"])
 def test_no_fault_is_found(script: str) -> None:
     done = subprocess.run([sys.executable, str(TOOLS / script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

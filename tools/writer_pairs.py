@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,14 @@ from writer_forms import FORMS, Written
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.programs.checker import Checker
 from optimsyn.programs.prompts.writer_prompts import OPTION_MARK
+from optimsyn.recipe.sections.models import ModelSpec
 from optimsyn.recipe.sections.synthesis import Checks
 
 # As in a recipe, and as the embedded model's server samples.
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.7, 40, 0.95, 0.05
 LONGEST = 200
+# Requests that the embedded model's server answers at once.
+SLOTS = 4
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,65 @@ def replies(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int, ba
             texts[row] = text.split("\n\n")[0]
     tokenizer.padding_side = "right"
     return texts
+
+
+async def by_product(
+    wishes: Sequence[Wish],
+    seeds: Sequence[int],
+    *,
+    temperature: float | None = None,
+    keep: Callable[[int, Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Pairs of `PairWriter` with the embedded model, as a run writes them.
+
+    What is wanted of one passage is written one after another, by one slot of the server, which has read it then.
+
+    Args:
+        wishes: What to write.
+        seeds: Of each wish.
+        temperature: Of the model; None: its default.
+        keep: Is told each outcome with its wish's number when it is there.
+
+    Returns:
+        The outcomes, in the order of the wishes.
+    """
+    from optimsyn.base.errors import ReplyError
+    from optimsyn.llm.factory import load_language_model
+    from optimsyn.programs.pair import PairWriter
+    from optimsyn.programs.task_shape import TaskShape
+
+    chosen = {} if temperature is None else {"temperature": temperature}
+    model = load_language_model(ModelSpec(name="embedded", **chosen))
+    writers = {name: PairWriter(model, TaskShape.only(name)) for name in ("free", "multiple_choice")}
+    checks = checker()
+
+    async def one(number: int, wish: Wish) -> Outcome:
+        writer = writers["multiple_choice" if wish.form == "options" else "free"]
+        try:
+            pair = await writer.awrite(wish.passage, wish.rubric, seed=seeds[number], variant="measured")
+        except ReplyError as error:
+            result = Outcome(wish, str(error), None, False, {"pair_format": str(error)})
+        else:
+            shape = Written(wish.passage.text, pair.question, pair.answer, pair.choices or ())
+            failed = dict(checks.check(pair, wish.passage).reasons)
+            result = Outcome(wish, "", pair, FORMS[wish.form](shape), failed)
+        if keep is not None:
+            keep(number, result)
+        return result
+
+    by_passage: dict[str, list[int]] = {}
+    for number, wish in enumerate(wishes):
+        by_passage.setdefault(wish.passage.id, []).append(number)
+    made: dict[int, Outcome] = {}
+    at_once = asyncio.Semaphore(SLOTS)
+
+    async def all_of(numbers: Sequence[int]) -> None:
+        async with at_once:
+            for number in numbers:
+                made[number] = await one(number, wishes[number])
+
+    await asyncio.gather(*map(all_of, by_passage.values()))
+    return [made[number] for number in range(len(wishes))]
 
 
 def outcome(wish: Wish, reply: str, checker: Checker, number: int = 0) -> Outcome:

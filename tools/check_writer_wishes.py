@@ -1,7 +1,9 @@
-"""Checks the writer's held-out rubrics: passages on other subjects, each with contrasting rubrics and no pair.
+"""Checks passages that have contrasting rubrics and no pairs: those held out, and those that the writer practises on.
 
-python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
-python tools/check_writer_held_out.py --file F    # one subject
+    python tools/check_writer_wishes.py             # `benchmarks/writer_held_out` and `benchmarks/writer_prompts`
+    python tools/check_writer_wishes.py --file F    # one subject
+
+No subject is in two of them, or in the corpus.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from writer_forms import FORMS
 
 from optimsyn.data.records import Rubric
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "writer_held_out"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+HELD_OUT, PRACTICE = BENCHMARKS / "writer_held_out", BENCHMARKS / "writer_prompts"
 
 
 class Wanted(Strict):
     """A rubric, and the form of its pair."""
 
-    guiding_text: str = Field(min_length=20, max_length=600)
+    guiding_text: str | None = Field(None, min_length=20, max_length=600)
     form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
     rubric: Rubric
 
 
-class HeldOut(Strict):
+class Wishes(Strict):
     """A passage with its contrasting rubrics."""
 
     id: str
@@ -43,7 +46,7 @@ class HeldOut(Strict):
     wanted: tuple[Wanted, ...] = Field(min_length=4, max_length=4)
 
 
-def faults_of(entry: HeldOut, corpus_names: set[str]) -> Iterator[str]:
+def faults_of(entry: Wishes, corpus_names: set[str]) -> Iterator[str]:
     """The faults of one passage."""
     if entry.subject in corpus_names:
         yield f"the corpus has the subject {entry.subject}"
@@ -70,11 +73,13 @@ def main() -> int:
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
     corpus_names = {file.stem for file in CORPUS.glob("*.jsonl")}
-    entries, faults = [], []
-    for file in args.file or sorted(FOLDER.glob("*.jsonl")):
+    held_out, practice = (sorted(folder.glob("*.jsonl")) for folder in (HELD_OUT, PRACTICE))
+    both = {file.stem for file in held_out} & {file.stem for file in practice}
+    entries, faults = [], [f"{name}: held out, and practised on" for name in sorted(both)]
+    for file in args.file or [*held_out, *practice]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                entry = HeldOut.model_validate(json.loads(line))
+                entry = Wishes.model_validate(json.loads(line))
             except (json.JSONDecodeError, ValidationError) as error:
                 faults.append(f"{file.name}:{number}: {str(error)[:400]}")
                 continue
