@@ -125,6 +125,9 @@ GOOD: list[dict[str, Any]] = [
     {"question": "What did the town council open?", "answer": "its first lending library"},
     {"question": "Why did the reading room stay open until nine?", "answer": "most readers worked in the mills"},
     {"question": "Until when did the reading room stay open?", "answer": "nine in the evening", "quote": ""},
+    # Words that only say what is asked for, and the verdict before its ground, need not be the passage's.
+    {"question": "Which exact words describe the move of the library?", "answer": "moved to a larger building"},
+    {"question": "Did the readers of Harlow work?", "answer": "Yes: in the mills"},
     # As services quote: other signs, a stretch left out, a slip.
     {"quote": "\u201cin 1931 the library moved to a larger building, beside the canal\u201d"},
     {"quote": "In 1931, the library ... beside the canal."},

@@ -1,9 +1,9 @@
-"""Checks passages that have contrasting rubrics and no pairs: those held out, and those that the writer practises on.
+"""Checks passages with contrasting rubrics: those held out, and those that the writer practises on.
 
     python tools/check_writer_wishes.py             # `benchmarks/writer_held_out` and `benchmarks/writer_prompts`
     python tools/check_writer_wishes.py --file F    # one subject
 
-No subject is in two of them, or in the corpus.
+No subject is in two of them, or in the corpus. Practice has pairs that were written by hand for most of its rubrics.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from typing import Literal
 from check_writer_corpus import DOMAINS, Strict, content
 from check_writer_corpus import FOLDER as CORPUS
 from pydantic import Field, ValidationError
-from writer_forms import FORMS
+from writer_forms import FORMS, Written
 
 from optimsyn.data.records import Rubric
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 HELD_OUT, PRACTICE = BENCHMARKS / "writer_held_out", BENCHMARKS / "writer_prompts"
+
+
+class ByHand(Strict):
+    """A pair that a person wrote."""
+
+    quote: str = Field(min_length=1)
+    question: str = Field(min_length=10, max_length=300)
+    answer: str = Field(min_length=1, max_length=500)
+    options: tuple[str, ...] = ()
 
 
 class Wanted(Strict):
@@ -33,6 +42,7 @@ class Wanted(Strict):
     guiding_text: str | None = Field(None, min_length=20, max_length=600)
     form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
     rubric: Rubric
+    pair: ByHand | None = None
 
 
 class Wishes(Strict):
@@ -46,8 +56,21 @@ class Wishes(Strict):
     wanted: tuple[Wanted, ...] = Field(min_length=4, max_length=4)
 
 
+def faults_of_pair(expected: Wanted, passage: str) -> Iterator[str]:
+    """The faults of a pair that was written by hand."""
+    pair = expected.pair
+    if pair is None:
+        return
+    if pair.quote not in passage or "\n" in pair.quote:
+        yield f"the quote {pair.quote!r} is in no line of the passage"
+    if pair.options and pair.answer not in pair.options:
+        yield f"the answer {pair.answer!r} is no option"
+    if not FORMS[expected.form](Written(passage, pair.question, pair.answer, pair.options)):
+        yield f"it does not have the form {expected.form}"
+
+
 def faults_of(entry: Wishes, corpus_names: set[str]) -> Iterator[str]:
-    """The faults of one passage."""
+    """The faults of one passage and its rubrics."""
     if entry.subject in corpus_names:
         yield f"the corpus has the subject {entry.subject}"
     words = len(entry.passage.split())
@@ -59,6 +82,7 @@ def faults_of(entry: Wishes, corpus_names: set[str]) -> Iterator[str]:
         for name, line in expected.rubric.model_dump().items():
             if not 3 <= len(line.split()) <= 24 or "\n" in line:
                 yield f"rubric {place}, {name}: {len(line.split())} words; it must have 3 to 24 on one line"
+        yield from (f"pair {place}: {fault}" for fault in faults_of_pair(expected, entry.passage))
     rubrics = [content(" ".join(expected.rubric.model_dump().values())) for expected in entry.wanted]
     for index in range(len(rubrics)):
         for other in range(index):

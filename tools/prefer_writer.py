@@ -4,9 +4,9 @@
 
 It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a run
 does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in checks
-judge them, and `--grades` says what a reader thought of each: 0 wrong or without sense, 1 with a flaw, 2 right. Pairs
-with their rubric's form that pass the checks are better than others, and of higher grade better than of lower; DPO
-(Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One
+judge them, and `--grades` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2 right. Pairs
+with their rubric's form that pass the checks are better than others, of higher grade better than of lower, and those
+that stand with the rubrics (`pair`, written by hand) better than all; DPO (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One
 passage of ten is kept out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py
 --prompts` can compare them on it.
 
@@ -29,6 +29,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from train_writer import MODULES, narrow
@@ -44,8 +45,8 @@ from optimsyn.target.target import Target
 ADAPTER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer" / "adapter"
 # Preferences of one rubric; no pair is in two of them.
 MOST = 2
-# A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right.
-PASSABLE = 1
+# A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right; and a pair that a person wrote.
+PASSABLE, BY_HAND = 1, 3
 
 
 def arguments() -> argparse.Namespace:
@@ -58,10 +59,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4, help="pairs for each rubric")
     parser.add_argument("--grades", type=Path, help="a reader's: passage_id, asked, sample and grade in each line")
     parser.add_argument("--only-samples", action="store_true", help="write pairs, and train nothing")
+    parser.add_argument("--no-samples", action="store_true", help="train on the pairs that are there, and write none")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--save-steps", type=int, default=20, help="optimizer steps from one adapter to the next")
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--beta", type=float, default=0.1, help="DPO's strength of staying near the start")
+    parser.add_argument("--likelihood", type=float, default=0.5, help="weight of the better reply's cross-entropy")
     parser.add_argument("--batch-size", type=int, default=8, help="preferences in an optimizer step")
     parser.add_argument("--rows-per-pass", type=int, default=4, help="of a batch; fewer take less memory")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,7 +81,7 @@ def sampled(wishes: Sequence[Wish], args: argparse.Namespace) -> list[dict[str, 
         (wish, sample)
         for wish in wishes
         for sample in range(args.samples)
-        if (wish.passage.id, wish.rubric.question_type, sample) not in have
+        if not args.no_samples and (wish.passage.id, wish.rubric.question_type, sample) not in have
     ]
     with file.open("a", encoding="utf-8") as lines:
 
@@ -111,6 +114,28 @@ def rank(row: dict[str, Any]) -> int:
     return -1 if row["failed"] or not row["obeys"] else row.get("grade", PASSABLE)
 
 
+def by_hand(rows: Sequence[dict[str, Any]], asked: Sequence[Wish]) -> list[dict[str, Any]]:
+    """The pairs that stand with the rubrics of passages, as samples, for the rubrics that are asked."""
+    written = {
+        (row["id"], each["form"]): each["pair"] for row in rows for each in row.get("wanted", ()) if "pair" in each
+    }
+    return [
+        {
+            "passage_id": wish.passage.id,
+            "asked": wish.rubric.question_type,
+            "sample": -1,
+            "prompt": pair_prompt(wish.passage.text, wish.rubric),
+            "reply": pair_reply(pair["quote"], pair["question"], pair["answer"], tuple(pair["options"])),
+            "question": pair["question"],
+            "obeys": True,
+            "failed": {},
+            "grade": BY_HAND,
+        }
+        for wish in asked
+        if (pair := written.get((wish.passage.id, wish.form)))
+    ]
+
+
 def preferences(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
     """Prompt, the better reply and the worse one; `rows` are in the order of their prompts."""
     for prompt, group in groupby(rows, key=lambda row: row["prompt"]):
@@ -125,6 +150,7 @@ def train(chosen: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> N
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DPOConfig
+    from trl.trainer.utils import use_adapter
 
     target = Target.load(TargetSpec(name="embedded", lora=Lora(r=16, alpha=32, target_modules=MODULES)), seed=args.seed)
     set_peft_model_state_dict(target.model, load_file(args.start / "adapter_model.safetensors"))
@@ -172,7 +198,24 @@ def train(chosen: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> N
     def minutes() -> float:
         return round((time.monotonic() - began) / 60, 1)
 
-    trainer = dpo_trainer(on_cpu=on_cpu)(
+    class WithLikelihood(dpo_trainer(on_cpu=True)):  # type: ignore[misc]
+        """DPO beside the mean cross-entropy of the better reply's tokens, lest both replies become less likely.
+
+        As in Pang et al. 2024 (https://arxiv.org/abs/2404.19733), equation 1.
+        """
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            with torch.no_grad(), use_adapter(self.model, "ref"):
+                reference = self._log_likelihoods(inputs)
+            own = self._log_likelihoods(inputs)
+            better, worse = (own - reference).chunk(2)
+            preferred = -torch.nn.functional.logsigmoid(self.beta * (better - worse)).mean()
+            lengths = inputs["completion_mask"].sum(1)[: len(better)]
+            return preferred + args.likelihood * (-own[: len(better)] / lengths).mean()
+
+    trainer = WithLikelihood(
         model=target.model,
         args=settings,
         train_dataset=Dataset.from_list(rows),
@@ -196,7 +239,7 @@ def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> Non
     own = {
         key: value
         for key, value in vars(args).items()
-        if key not in ("output", "prompts", "start", "grades", "only_samples")
+        if key not in ("output", "prompts", "start", "grades", "only_samples", "no_samples")
     }
     known = {key: value for key, value in before.items() if key != "held_out"}
     known["preferences"] = {
@@ -220,10 +263,12 @@ def main() -> None:
     if args.grades:
         given = [json.loads(line) for line in args.grades.read_text(encoding="utf-8").splitlines()]
         grades = {(each["passage_id"], each["asked"], each["sample"]): each["grade"] for each in given}
-        rows = [{**row, "grade": grades[key]} for row in rows if (key := key_of(row)) in grades]
+        rows = [{**row, "grade": grades[key_of(row)]} if key_of(row) in grades else row for row in rows]
+    rows = sorted(rows + by_hand(rows_of, wishes[: args.limit]), key=key_of)
     chosen = list(preferences(rows))
-    good = sum(row["obeys"] and not row["failed"] for row in rows)
-    sys.stdout.write(f"{good} of {len(rows)} pairs obey and are valid; {len(chosen)} preferences\n")
+    own = [row for row in rows if row["sample"] >= 0]
+    good = sum(row["obeys"] and not row["failed"] for row in own)
+    sys.stdout.write(f"{good} of {len(own)} own pairs obey and are valid; {len(chosen)} preferences\n")
     if not args.only_samples:
         if not chosen:
             raise SystemExit("no rubric has both a good and a bad pair; raise --samples, or name further --prompts")

@@ -39,7 +39,7 @@ FUNCTION_WORDS = frozenset(
     shall also into onto over under after before between among during about against through upon toward towards across
     along all some any each every both either neither more most much many such only very just too even still yet when
     where while why how because until unless since although though however therefore thus hence whether per via other
-    another same own few several were's did't don't""".split()
+    another same own few several whereas alone were's did't don't""".split()
 )
 # Control tokens of language models, which no person writes into an answer.
 _CONTROL_TOKEN = re.compile(

@@ -31,6 +31,8 @@ from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
 from optimsyn.programs import language_checks
 
+# An answer's first word, of a question whether something is so; "no" has no content anyway.
+_VERDICTS = ("yes", "maybe")
 _QUESTION_WORDS = language_checks.ENGLISH_QUESTION_WORDS
 _SOURCE_NOUNS = "passage text document article excerpt paragraph sentence snippet author authors"
 _MENTION = re.compile(
@@ -207,6 +209,9 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
             return f"the passage does not give the figure {pair.answer[figure.start : figure.end]}"
         rest = printed.rest(pair.answer, derived=derived)
         answer = _content(rest) or words_of(rest)
+        if len(answer) > 1 and answer[0] in _VERDICTS:
+            # What it rests on comes from the passage; the verdict is the answer's own.
+            answer = answer[1:]
         if len(_NUMERAL.findall(pair.answer)) > 1:
             # Who compares two figures of the passage says which is the larger one.
             answer = [word for word in answer if word not in listed_words("en", "larger")]

@@ -27,7 +27,7 @@ NEEDS_ENGLISH = ("whole_question",)
 """Checks of which a part, the grammar, is for English only."""
 ENGLISH_QUESTION_WORDS = frozenset(
     """how much many long far old large when where who which what why year percentage share compare compared differ
-    meaning word""".split()
+    meaning mean means term word words exact sentence say says tell describe date named""".split()
 )
 """Words of an English question that ask."""
 _SHARE_IN_PASSAGE = 0.7

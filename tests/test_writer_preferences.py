@@ -1,0 +1,65 @@
+"""The writer's preferences: what is better of its own pairs, and what it is asked for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from prefer_writer import preferences, rank  # noqa: E402
+from writer_wishes import is_kept_out, passages, wishes_of  # noqa: E402
+
+FOLDERS = [ROOT / "benchmarks" / "writer_prompts", ROOT / "benchmarks" / "writer_practice"]
+
+
+def row(reply: str, *, obeys: bool = True, failed: bool = False, prompt: str = "p", **others: Any) -> dict[str, Any]:
+    reasons = {"grounded": "it says more than the passage"} if failed else {}
+    return {"prompt": prompt, "reply": reply, "question": "?", "obeys": obeys, "failed": reasons, **others}
+
+
+def test_a_pair_without_its_form_or_invalid_is_worse_than_any_other() -> None:
+    assert rank(row("a", obeys=False, grade=2)) == rank(row("a", failed=True, grade=2)) < rank(row("a", grade=0))
+    assert rank(row("a", grade=0)) < rank(row("a")) == rank(row("a", grade=1)) < rank(row("a", grade=2))
+
+
+def test_the_best_stands_beside_the_worst_of_the_same_rubric() -> None:
+    rows = [row("b", grade=1), row("d", obeys=False), row("a", grade=2), row("c", grade=0)]
+    assert list(preferences(rows)) == [("p", "a", "d"), ("p", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("a"), row("b")],  # equally good
+        [row("a", grade=0), row("b", failed=True)],  # the better one is not good
+        [row("a"), row("a")],  # the same reply twice
+        [row("a"), row("b", failed=True, prompt="q")],  # of two rubrics
+        [row("a"), {**row("", failed=True), "question": None}],  # nothing to learn from a reply that cannot be read
+    ],
+)
+def test_there_is_no_preference(rows: list[dict[str, Any]]) -> None:
+    assert list(preferences(rows)) == []
+
+
+def test_a_passage_is_asked_for_what_it_can_give() -> None:
+    rows = passages(FOLDERS)
+    kept = [one for one in rows if is_kept_out(one)]
+    assert 0.05 < len(kept) / len(rows) < 0.15
+    for one in rows:
+        wishes = wishes_of(one, 6, seed=0)
+        assert wishes == wishes_of(one, 6, seed=0)
+        forms = [wish.form for wish in wishes]
+        assert len(set(forms)) == len(forms), one["id"]
+        learned = {example["form"] for example in one.get("examples", ())}
+        assert not learned & set(forms), one["id"]
+        general = [wish for wish in wishes if wish.form not in {each["form"] for each in one.get("wanted", ())}]
+        if any(wish.form == "date" for wish in general):
+            assert re.search(r"\d{4}", one["passage"])
+    with pytest.raises(SystemExit, match="writer_prompts"):
+        passages([ROOT / "tools"])
