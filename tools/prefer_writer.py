@@ -2,13 +2,14 @@
 
     python tools/prefer_writer.py --output P --prompts benchmarks/writer_prompts benchmarks/writer_practice   # resumes
 
-It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a run
-does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in checks
-judge them, and `--grades` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2 right. Pairs
-with their rubric's form that pass the checks are better than others, of higher grade better than of lower, and those
-that stand with the rubrics (`pair`, written by hand) better than all; DPO (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One
-passage of ten is kept out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py
---prompts` can compare them on it.
+It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a
+run does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in
+checks judge them, and `--grades` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2
+right. Pairs with their rubric's form that pass the checks are better than others, of higher grade better than of
+lower, and those that stand with the rubrics (`pair`, written by hand) better than all; DPO (Rafailov et al. 2023,
+https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One passage of ten is kept
+out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py --prompts` can compare them
+on it.
 
 A folder of prompts has a passage a line, with rubrics that were written for it (`wanted`) or with examples, whose forms
 are learned already; both get rubrics of other forms that suit any passage (`tools/writer_rubrics.py`).
