@@ -1,0 +1,175 @@
+"""Whether influence knows right pairs from wrong ones about the same passage.
+
+    python benchmarks/right_pairs.py --recipe benchmarks/study/humanities.yaml --set warm_up.pairs=64 \
+        --pairs benchmarks/writer_prompts/encyclopaedia.jsonl
+
+The right pairs were written by hand under the rubrics of `benchmarks/writer_prompts`. Beside each stand a wrong one,
+with the answer of another pair of the same form, and, where `benchmarks/results/writer_grades.jsonl` has any, the
+embedded writer's own pairs under the same rubric that passed the checks and that a reader found wrong or without
+sense. All are scored by the recipe's target after its warm-up, without the checks. A difference of rubrics is a mean
+over the passages that have both, with a 95% interval over passages. Resumes, as runs do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy.stats import bootstrap
+
+from optimsyn.base.files import write_json, write_text
+from optimsyn.data.records import Pair, Rubric
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.runs.folder import Run
+from optimsyn.stages.own import run_stage
+from optimsyn.stages.shared import Tools
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = {"swapped": "the answer of another pair of this form", "own": "the writer's own, valid, wrong to a reader"}
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe")
+    parser.add_argument("--pairs", type=Path, required=True, help="a file of benchmarks/writer_prompts")
+    parser.add_argument("--grades", type=Path, default=RESULTS / "writer_grades.jsonl")
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "right_pairs.json", help="the recipe is added to it")
+    parser.add_argument("--limit", type=int, help="passages, for a trial")
+    return parser.parse_args()
+
+
+def pair_of(kind: str, number: int, row: dict[str, Any], rubric: Rubric, values: dict[str, Any], context: bool) -> Pair:
+    """A pair about a passage."""
+    options = tuple(values["options"] or ())
+    return Pair(
+        id=f"{kind}-{number}",
+        question=values["question"],
+        answer=values["answer"],
+        choices=options or None,
+        answer_index=options.index(values["answer"]) if options else None,
+        quote=values["quote"],
+        context=row["passage"] if context else None,
+        passage_id=row["id"],
+        rubric=rubric,
+    )
+
+
+def pairs_of(rows: Sequence[dict[str, Any]], graded: Sequence[dict[str, Any]], *, context: bool) -> list[Pair]:
+    """The right pairs, `right-N`, and the wrong ones of the same rubric, `swapped-N` and `own-N`."""
+    draw = random.Random(0)
+    wanted = [(row, each) for row in rows for each in row["wanted"] if "pair" in each]
+    wrong: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in graded:
+        if each["grade"] == 0 and each["question"] and each["obeys"] and not each["failed"]:
+            wrong.setdefault((each["passage_id"], each["asked"]), []).append(each)
+    pairs = []
+    for number, (row, each) in enumerate(wanted):
+        rubric, right = Rubric(**each["rubric"]), each["pair"]
+        pairs.append(pair_of("right", number, row, rubric, right, context))
+        others = [
+            other["pair"]
+            for there, other in wanted
+            if other["form"] == each["form"] and there["id"] != row["id"] and other["pair"]["answer"] != right["answer"]
+        ]
+        if others:
+            other = draw.choice(others)
+            answer, options = other["answer"], other["options"]
+            if right["options"]:
+                # Another of its own options.
+                answer, options = draw.choice([o for o in right["options"] if o != right["answer"]]), right["options"]
+            swapped = {**right, "answer": answer, "options": options}
+            pairs.append(pair_of("swapped", number, row, rubric, swapped, context))
+        own = wrong.get((row["id"], rubric.question_type), [])
+        pairs += [pair_of("own", number, row, rubric, values, context) for values in own]
+    return pairs
+
+
+def compared(pairs: Sequence[Pair], influence: Sequence[float]) -> dict[str, Any]:
+    """Of each kind of wrong pair: how much less influence it has than the right one."""
+    by_kind: dict[str, dict[str, list[float]]] = {}
+    for pair, value in zip(pairs, influence, strict=True):
+        kind, _, number = pair.id.partition("-")
+        by_kind.setdefault(kind, {}).setdefault(number, []).append(value)
+    passage_of = {pair.id.partition("-")[2]: pair.passage_id for pair in pairs}
+    right = {number: values[0] for number, values in by_kind["right"].items()}
+    result: dict[str, Any] = {
+        "right": {"pairs": len(right), "influence": fmean(right.values()), "sd": float(np.std(list(right.values())))}
+    }
+    for kind in KINDS:
+        if kind not in by_kind:
+            continue
+        wrong = {number: fmean(values) for number, values in by_kind[kind].items()}
+        passages: dict[str, list[float]] = {}
+        for number, value in wrong.items():
+            passages.setdefault(passage_of[number], []).append(right[number] - value)
+        means = [fmean(values) for values in passages.values()]
+        interval = bootstrap((means,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+        result[kind] = {
+            "pairs": sum(map(len, by_kind[kind].values())),
+            "rubrics": len(wrong),
+            "passages": len(means),
+            "influence": fmean(wrong.values()),
+            "right_less_wrong": fmean(means),
+            "low": float(interval.low),
+            "high": float(interval.high),
+            "right_above_wrong": fmean(right[number] > value for number, value in wrong.items()),
+        }
+    return result
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A row for each recipe and kind of wrong pair."""
+    lines = [
+        "| domain | wrong pairs | rubrics | influence of the right | of the wrong | difference | right above wrong |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for recipe, row in results.items():
+        for kind, name in KINDS.items():
+            if kind in row:
+                value = row[kind]
+                lines.append(
+                    f"| {recipe} | {name} | {value['rubrics']} | {row['right']['influence']:+.4f} | "
+                    f"{value['influence']:+.4f} | {value['right_less_wrong']:+.4f} "
+                    f"[{value['low']:+.4f}, {value['high']:+.4f}] | {value['right_above_wrong']:.0%} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Scores and writes the table."""
+    args = arguments()
+    changes = {field: yaml.safe_load(value) for field, _, value in (each.partition("=") for each in args.set)}
+    recipe = changed(Recipe.load(args.recipe), changes)
+    run = Run.open(recipe, args.folder)
+    for stage in ("prepare", "warm_up"):
+        run_stage(run, stage)
+    tools = Tools(run)
+    rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()][: args.limit]
+    graded = [json.loads(line) for line in args.grades.read_text(encoding="utf-8").splitlines()]
+    pairs = pairs_of(rows, graded, context=tools.shape.open_book)
+    influence = [float(value) for value in tools.scorer.score(pairs).total]
+    scores = [
+        {"id": pair.id, "passage_id": pair.passage_id, "influence": value}
+        for pair, value in zip(pairs, influence, strict=True)
+    ]
+    known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
+    known[recipe.name] = {"run": run.name, **compared(pairs, influence), "scores": scores}
+    write_json(args.output, known)
+    table = markdown(known)
+    write_text(args.output.with_suffix(".md"), table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
