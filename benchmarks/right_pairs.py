@@ -4,7 +4,7 @@
         --pairs benchmarks/writer_prompts/encyclopaedia.jsonl
 
 The right pairs were written by hand under the rubrics of `benchmarks/writer_prompts`. Beside each stand a wrong one,
-with the answer of another pair of the same form, and, where `benchmarks/results/writer_grades.jsonl` has any, the
+with the answer of another pair of the same form, and, where `benchmarks/results/writer_samples.jsonl` has any, the
 embedded writer's own pairs under the same rubric that passed the checks and that a reader found wrong or without
 sense. All are scored by the recipe's target after its warm-up, without the checks. A difference of rubrics is a mean
 over the passages that have both, with a 95% interval over passages. Resumes, as runs do.
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe")
     parser.add_argument("--pairs", type=Path, required=True, help="a file of benchmarks/writer_prompts")
-    parser.add_argument("--grades", type=Path, default=RESULTS / "writer_grades.jsonl")
+    parser.add_argument("--samples", type=Path, default=RESULTS / "writer_samples.jsonl")
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=RESULTS / "right_pairs.json", help="the recipe is added to it")
     parser.add_argument("--limit", type=int, help="passages, for a trial")
@@ -71,7 +71,7 @@ def pairs_of(rows: Sequence[dict[str, Any]], graded: Sequence[dict[str, Any]], *
     wanted = [(row, each) for row in rows for each in row["wanted"] if "pair" in each]
     wrong: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in graded:
-        if each["grade"] == 0 and each["question"] and each["obeys"] and not each["failed"]:
+        if each.get("grade") == 0 and each["question"] and each["obeys"] and not each["failed"]:
             wrong.setdefault((each["passage_id"], each["asked"]), []).append(each)
     pairs = []
     for number, (row, each) in enumerate(wanted):
@@ -156,7 +156,7 @@ def main() -> None:
         run_stage(run, stage)
     tools = Tools(run)
     rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()][: args.limit]
-    graded = [json.loads(line) for line in args.grades.read_text(encoding="utf-8").splitlines()]
+    graded = [json.loads(line) for line in args.samples.read_text(encoding="utf-8").splitlines()]
     pairs = pairs_of(rows, graded, context=tools.shape.open_book)
     influence = [float(value) for value in tools.scorer.score(pairs).total]
     scores = [

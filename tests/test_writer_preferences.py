@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from prefer_writer import preferences, rank  # noqa: E402
+from prefer_writer import by_hand, preferences, rank, replies  # noqa: E402
 from writer_wishes import is_kept_out, passages, wishes_of  # noqa: E402
 
 FOLDERS = [ROOT / "benchmarks" / "writer_prompts", ROOT / "benchmarks" / "writer_practice"]
@@ -40,11 +40,26 @@ def test_the_best_stands_beside_the_worst_of_the_same_rubric() -> None:
         [row("a", grade=0), row("b", failed=True)],  # the better one is not good
         [row("a"), row("a")],  # the same reply twice
         [row("a"), row("b", failed=True, prompt="q")],  # of two rubrics
-        [row("a"), {**row("", failed=True), "question": None}],  # nothing to learn from a reply that cannot be read
     ],
 )
 def test_there_is_no_preference(rows: list[dict[str, Any]]) -> None:
     assert list(preferences(rows)) == []
+
+
+def test_samples_meet_the_pair_that_was_written_by_hand() -> None:
+    one = next(each for each in passages(FOLDERS[:1]) if "pair" in each["wanted"][0])
+    wish = next(each for each in wishes_of(one, 6, seed=0) if each.form == one["wanted"][0]["form"])
+    asked = {"passage_id": one["id"], "asked": wish.rubric.question_type}
+    good = {"quote": "", "options": None, "obeys": True, "failed": {}}
+    own = [
+        {**asked, **good, "sample": 0, "question": "Who?", "answer": "Nobody"},
+        {**asked, **good, "sample": 1, "question": None, "answer": None},  # a reply that cannot be read
+        {**asked, **good, "asked": "something else", "sample": 0, "question": "Who?", "answer": "Nobody"},
+    ]
+    ((prompt, better, worse),) = preferences(replies(own + by_hand([one])[:1], [wish]))
+    assert one["passage"].split()[0] in prompt
+    assert one["wanted"][0]["pair"]["question"] in better
+    assert "Answer: Nobody" in worse
 
 
 def test_a_passage_is_asked_for_what_it_can_give() -> None:

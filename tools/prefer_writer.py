@@ -4,7 +4,7 @@
 
 It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a
 run does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in
-checks judge them, and `--grades` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2
+checks judge them, and a `grade` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2
 right. Pairs with their rubric's form that pass the checks are better than others, of higher grade better than of
 lower, and those that stand with the rubrics (`pair`, written by hand) better than all; DPO (Rafailov et al. 2023,
 https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One passage of ten is kept
@@ -34,6 +34,7 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from train_writer import MODULES, narrow
+from writer_forms import FORMS
 from writer_pairs import Outcome, Wish, by_product
 from writer_wishes import is_kept_out, passages, wishes_of
 
@@ -43,7 +44,10 @@ from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply
 from optimsyn.recipe.sections.models import Lora, TargetSpec
 from optimsyn.target.target import Target
 
-ADAPTER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer" / "adapter"
+ROOT = Path(__file__).parents[1]
+ADAPTER = ROOT / "optimsyn" / "data" / "bundled" / "writer" / "adapter"
+KNOWN = ROOT / "benchmarks" / "results" / "writer_samples.jsonl"
+SAMPLES = "samples.jsonl"
 # Preferences of one rubric; no pair is in two of them.
 MOST = 2
 # A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right; and a pair that a person wrote.
@@ -56,11 +60,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of samples and adapters")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="folders of passages")
     parser.add_argument("--start", type=Path, default=ADAPTER, help="folder of the adapter to go on from")
-    parser.add_argument("--rubrics", type=int, default=2, help="of each passage")
-    parser.add_argument("--samples", type=int, default=4, help="pairs for each rubric")
-    parser.add_argument("--grades", type=Path, help="a reader's: passage_id, asked, sample and grade in each line")
+    parser.add_argument("--rubrics", type=int, default=4, help="of each passage; 0: no further pairs")
+    parser.add_argument("--samples", type=int, default=1, help="pairs for each rubric")
+    parser.add_argument("--known", type=Path, default=KNOWN, help="pairs that are there already, some with a grade")
     parser.add_argument("--only-samples", action="store_true", help="write pairs, and train nothing")
-    parser.add_argument("--no-samples", action="store_true", help="train on the pairs that are there, and write none")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--save-steps", type=int, default=20, help="optimizer steps from one adapter to the next")
     parser.add_argument("--lr", type=float, default=5e-5)
@@ -73,27 +76,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sampled(wishes: Sequence[Wish], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The pairs of all wishes, written where OUTPUT/samples.jsonl does not have them yet, and judged."""
-    file = args.output / "samples.jsonl"
-    known = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+def sampled(wishes: Sequence[Wish], known: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The known pairs, and those of the wishes that are missing: written to OUTPUT/samples.jsonl, and judged."""
     have = {key_of(row) for row in known}
     missing = [
         (wish, sample)
         for wish in wishes
         for sample in range(args.samples)
-        if not args.no_samples and (wish.passage.id, wish.rubric.question_type, sample) not in have
+        if (wish.passage.id, wish.rubric.question_type, sample) not in have
     ]
-    with file.open("a", encoding="utf-8") as lines:
+    rows = list(known)
+    with (args.output / SAMPLES).open("a", encoding="utf-8") as lines:
 
         def keep(number: int, each: Outcome) -> None:
             wish, sample = missing[number]
             row = {**each.row(), "asked": wish.rubric.question_type, "sample": sample}
-            row["prompt"] = pair_prompt(wish.passage.text, wish.rubric)
-            if each.pair:
-                pair = each.pair
-                row["reply"] = pair_reply(pair.quote, pair.question, pair.answer, tuple(pair.choices or ()))
-            known.append(row)
+            rows.append(row)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()
 
@@ -102,7 +100,12 @@ def sampled(wishes: Sequence[Wish], args: argparse.Namespace) -> list[dict[str, 
             for w, n in missing
         ]
         asyncio.run(by_product([wish for wish, _ in missing], seeds, keep=keep))
-    return sorted(known, key=key_of)
+    return rows
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The samples of a file; none without it."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
@@ -115,32 +118,40 @@ def rank(row: dict[str, Any]) -> int:
     return -1 if row["failed"] or not row["obeys"] else row.get("grade", PASSABLE)
 
 
-def by_hand(rows: Sequence[dict[str, Any]], asked: Sequence[Wish]) -> list[dict[str, Any]]:
-    """The pairs that stand with the rubrics of passages, as samples, for the rubrics that are asked."""
-    written = {
-        (row["id"], each["form"]): each["pair"] for row in rows for each in row.get("wanted", ()) if "pair" in each
-    }
+def by_hand(passages_: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs that stand with the rubrics of passages, as samples."""
     return [
         {
-            "passage_id": wish.passage.id,
-            "asked": wish.rubric.question_type,
+            "passage_id": row["id"],
+            "asked": each["rubric"]["question_type"],
             "sample": -1,
-            "prompt": pair_prompt(wish.passage.text, wish.rubric),
-            "reply": pair_reply(pair["quote"], pair["question"], pair["answer"], tuple(pair["options"])),
-            "question": pair["question"],
+            **each["pair"],
             "obeys": True,
             "failed": {},
             "grade": BY_HAND,
         }
-        for wish in asked
-        if (pair := written.get((wish.passage.id, wish.form)))
+        for row in passages_
+        for each in row.get("wanted", ())
+        if "pair" in each
     ]
+
+
+def replies(rows: Sequence[dict[str, Any]], wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+    """The samples of these wishes with their prompt and reply, in the order of their prompts."""
+    by_key = {(wish.passage.id, wish.rubric.question_type): wish for wish in wishes}
+    result = []
+    for row in sorted(rows, key=key_of):
+        wish = by_key.get((row["passage_id"], row["asked"]))
+        if wish is not None and row["question"]:
+            text = pair_reply(row["quote"], row["question"], row["answer"], tuple(row["options"] or ()))
+            result.append({**row, "prompt": pair_prompt(wish.passage.text, wish.rubric), "reply": text})
+    return result
 
 
 def preferences(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
     """Prompt, the better reply and the worse one; `rows` are in the order of their prompts."""
     for prompt, group in groupby(rows, key=lambda row: row["prompt"]):
-        ordered = sorted({row["reply"]: row for row in group if row["question"]}.values(), key=rank)
+        ordered = sorted({row["reply"]: row for row in group}.values(), key=rank)
         for worse, better in list(zip(ordered, reversed(ordered), strict=True))[: min(MOST, len(ordered) // 2)]:
             if rank(better) >= PASSABLE and rank(better) > rank(worse):
                 yield prompt, better["reply"], worse["reply"]
@@ -240,7 +251,7 @@ def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> Non
     own = {
         key: value
         for key, value in vars(args).items()
-        if key not in ("output", "prompts", "start", "grades", "only_samples", "no_samples")
+        if key not in ("output", "prompts", "start", "known", "only_samples")
     }
     known = {key: value for key, value in before.items() if key != "held_out"}
     known["preferences"] = {
@@ -257,17 +268,14 @@ def main() -> None:
     """Writes pairs, and trains on which are better."""
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
-    rows_of = [row for row in passages(args.prompts) if not is_kept_out(row)]
-    random.Random(args.seed).shuffle(rows_of)
-    wishes = [wish for row in rows_of for wish in wishes_of(row, args.rubrics, args.seed)]
-    rows = sampled(wishes[: args.limit], args)
-    if args.grades:
-        given = [json.loads(line) for line in args.grades.read_text(encoding="utf-8").splitlines()]
-        grades = {(each["passage_id"], each["asked"], each["sample"]): each["grade"] for each in given}
-        rows = [{**row, "grade": grades[key_of(row)]} if key_of(row) in grades else row for row in rows]
-    rows = sorted(rows + by_hand(rows_of, wishes[: args.limit]), key=key_of)
-    chosen = list(preferences(rows))
-    own = [row for row in rows if row["sample"] >= 0]
+    rows = [row for row in passages(args.prompts) if not is_kept_out(row)]
+    random.Random(args.seed).shuffle(rows)
+    all_wishes = [wish for row in rows for wish in wishes_of(row, len(FORMS), args.seed)]
+    wishes = [wish for row in rows for wish in wishes_of(row, args.rubrics, args.seed)]
+    own = sampled(wishes[: args.limit], read(args.known) + read(args.output / SAMPLES), args)
+    asked = {(row["passage_id"], row["asked"]) for row in own}
+    hand = [row for row in by_hand(rows) if (row["passage_id"], row["asked"]) in asked]
+    chosen = list(preferences(replies(own + hand, all_wishes)))
     good = sum(row["obeys"] and not row["failed"] for row in own)
     sys.stdout.write(f"{good} of {len(own)} own pairs obey and are valid; {len(chosen)} preferences\n")
     if not args.only_samples:
