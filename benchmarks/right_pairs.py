@@ -3,11 +3,12 @@
     python benchmarks/right_pairs.py --recipe benchmarks/study/humanities.yaml --set warm_up.pairs=64 \
         --pairs benchmarks/writer_prompts/encyclopaedia.jsonl
 
-The right pairs were written by hand under the rubrics of `benchmarks/writer_prompts`. Beside each stand a wrong one,
-with the answer of another pair of the same form, and, where `benchmarks/results/writer_samples.jsonl` has any, the
-embedded writer's own pairs under the same rubric that passed the checks and that a reader found wrong or without
-sense. All are scored by the recipe's target after its warm-up, without the checks. A difference of rubrics is a mean
-over the passages that have both, with a 95% interval over passages. Resumes, as runs do.
+The right pairs were written by hand, by a language model that took care, under the rubrics of
+`benchmarks/writer_prompts`. Beside each stand a wrong one, its question with the answer of another pair of the same
+form (of four options: another of them), and, where `benchmarks/results/writer_samples.jsonl` has any, the embedded
+writer's own pairs under the same rubric that passed the checks and that a reader found wrong or without sense. All
+are scored by the recipe's target after its warm-up, without the checks. Intervals are over passages, 95 %. Its stages
+resume, as runs do.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from optimsyn.stages.own import run_stage
 from optimsyn.stages.shared import Tools
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = {"swapped": "the answer of another pair of this form", "own": "the writer's own, valid, wrong to a reader"}
+KINDS = {"swapped": "another answer", "own": "the writer's own, valid, wrong to a reader"}
 
 
 def arguments() -> argparse.Namespace:
@@ -49,7 +50,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pair_of(kind: str, number: int, row: dict[str, Any], rubric: Rubric, values: dict[str, Any], context: bool) -> Pair:
+def pair_of(kind: str, number: str, row: dict[str, Any], rubric: Rubric, values: dict[str, Any], context: bool) -> Pair:
     """A pair about a passage."""
     options = tuple(values["options"] or ())
     return Pair(
@@ -76,51 +77,50 @@ def pairs_of(rows: Sequence[dict[str, Any]], graded: Sequence[dict[str, Any]], *
     pairs = []
     for number, (row, each) in enumerate(wanted):
         rubric, right = Rubric(**each["rubric"]), each["pair"]
-        pairs.append(pair_of("right", number, row, rubric, right, context))
+        pairs.append(pair_of("right", str(number), row, rubric, right, context))
         others = [
-            other["pair"]
+            other["pair"]["answer"]
             for there, other in wanted
             if other["form"] == each["form"] and there["id"] != row["id"] and other["pair"]["answer"] != right["answer"]
         ]
+        if right["options"]:
+            others = [option for option in right["options"] if option != right["answer"]]
         if others:
-            other = draw.choice(others)
-            answer, options = other["answer"], other["options"]
-            if right["options"]:
-                # Another of its own options.
-                answer, options = draw.choice([o for o in right["options"] if o != right["answer"]]), right["options"]
-            swapped = {**right, "answer": answer, "options": options}
-            pairs.append(pair_of("swapped", number, row, rubric, swapped, context))
+            swapped = {**right, "answer": draw.choice(others)}
+            pairs.append(pair_of("swapped", str(number), row, rubric, swapped, context))
         own = wrong.get((row["id"], rubric.question_type), [])
-        pairs += [pair_of("own", number, row, rubric, values, context) for values in own]
+        pairs += [pair_of("own", f"{number}.{n}", row, rubric, values, context) for n, values in enumerate(own)]
     return pairs
 
 
-def compared(pairs: Sequence[Pair], influence: Sequence[float]) -> dict[str, Any]:
-    """Of each kind of wrong pair: how much less influence it has than the right one."""
+def compared(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each kind of wrong pair: how much less influence it has than the right one, in means over passages."""
     by_kind: dict[str, dict[str, list[float]]] = {}
-    for pair, value in zip(pairs, influence, strict=True):
-        kind, _, number = pair.id.partition("-")
-        by_kind.setdefault(kind, {}).setdefault(number, []).append(value)
-    passage_of = {pair.id.partition("-")[2]: pair.passage_id for pair in pairs}
+    passage_of: dict[str, str] = {}
+    for row in scores:
+        kind, _, name = row["id"].partition("-")
+        number = name.partition(".")[0]
+        by_kind.setdefault(kind, {}).setdefault(number, []).append(row["influence"])
+        passage_of[number] = row["passage_id"]
     right = {number: values[0] for number, values in by_kind["right"].items()}
-    result: dict[str, Any] = {
-        "right": {"pairs": len(right), "influence": fmean(right.values()), "sd": float(np.std(list(right.values())))}
-    }
+    result: dict[str, Any] = {}
     for kind in KINDS:
-        if kind not in by_kind:
-            continue
-        wrong = {number: fmean(values) for number, values in by_kind[kind].items()}
-        passages: dict[str, list[float]] = {}
+        wrong = {number: fmean(values) for number, values in by_kind.get(kind, {}).items()}
+        passages: dict[str, list[tuple[float, float]]] = {}
         for number, value in wrong.items():
-            passages.setdefault(passage_of[number], []).append(right[number] - value)
-        means = [fmean(values) for values in passages.values()]
-        interval = bootstrap((means,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+            passages.setdefault(passage_of[number], []).append((right[number], value))
+        means = np.array([np.mean(values, axis=0) for values in passages.values()])
+        if len(means) < 2:
+            continue
+        gaps = means[:, 0] - means[:, 1]
+        interval = bootstrap((gaps,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
         result[kind] = {
             "pairs": sum(map(len, by_kind[kind].values())),
             "rubrics": len(wrong),
             "passages": len(means),
-            "influence": fmean(wrong.values()),
-            "right_less_wrong": fmean(means),
+            "right": float(means[:, 0].mean()),
+            "wrong": float(means[:, 1].mean()),
+            "right_less_wrong": float(gaps.mean()),
             "low": float(interval.low),
             "high": float(interval.high),
             "right_above_wrong": fmean(right[number] > value for number, value in wrong.items()),
@@ -131,16 +131,16 @@ def compared(pairs: Sequence[Pair], influence: Sequence[float]) -> dict[str, Any
 def markdown(results: dict[str, Any]) -> str:
     """A row for each recipe and kind of wrong pair."""
     lines = [
-        "| domain | wrong pairs | rubrics | influence of the right | of the wrong | difference | right above wrong |",
-        "|---|---|---:|---:|---:|---|---:|",
+        "| domain | wrong pairs | rubrics | passages | of the right | of the wrong | difference | right higher |",
+        "|---|---|---:|---:|---:|---:|---|---:|",
     ]
     for recipe, row in results.items():
         for kind, name in KINDS.items():
             if kind in row:
                 value = row[kind]
                 lines.append(
-                    f"| {recipe} | {name} | {value['rubrics']} | {row['right']['influence']:+.4f} | "
-                    f"{value['influence']:+.4f} | {value['right_less_wrong']:+.4f} "
+                    f"| {recipe} | {name} | {value['rubrics']} | {value['passages']} | {value['right']:+.4f} | "
+                    f"{value['wrong']:+.4f} | {value['right_less_wrong']:+.4f} "
                     f"[{value['low']:+.4f}, {value['high']:+.4f}] | {value['right_above_wrong']:.0%} |"
                 )
     return "\n".join(lines) + "\n"
@@ -164,7 +164,7 @@ def main() -> None:
         for pair, value in zip(pairs, influence, strict=True)
     ]
     known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
-    known[recipe.name] = {"run": run.name, **compared(pairs, influence), "scores": scores}
+    known[recipe.name] = {"run": run.name, **compared(scores), "scores": scores}
     write_json(args.output, known)
     table = markdown(known)
     write_text(args.output.with_suffix(".md"), table)

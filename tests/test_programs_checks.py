@@ -85,6 +85,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("grounded", {"answer": "1932"}),
     ("grounded", {"answer": "beside the cathedral of Bristol"}),
     ("grounded", {"question": "When did the Roman emperor die?"}),
+    ("grounded", {"question": "Who worked in the mills of Harlow?", "answer": "Maybe most readers"}),
+    ("grounded", {"question": "Where did the library move?", "answer": "Yes: beside the canal"}),
     ("grounded", {"question": "When did the library get 77 computers?"}),
     ("grounded", {"quote": "Nothing of this sort was ever written down anywhere."}),
     # Words of the passage in another order are no quote of it.
@@ -235,6 +237,21 @@ def test_an_answer_that_compares_two_printed_figures_may_say_which_is_larger() -
     assert not failed("It was higher: 79 tonnes in 2017, 71 tonnes in 2013.")
     assert failed("It was higher: 79 tonnes in 2017, 61 tonnes in 2013.")
     assert failed("higher")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How long is the term?", "five years"),
+        ("What was the sentence?", "five years"),
+        ("What is the term?", "five years"),
+    ],
+)
+def test_a_word_that_asks_can_be_the_subject(question: str, answer: str) -> None:
+    text = "The term is five years. The sentence was five years as well."
+    source = Passage(id="p", document_id="d", text=text, char_start=0, char_end=len(text))
+    item = Pair(id="x", passage_id="p", question=question, answer=answer, context=text)
+    assert "grounded" not in Checker(Checks()).check(item, source).reasons
 
 
 @pytest.mark.parametrize(

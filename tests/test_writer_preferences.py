@@ -25,7 +25,7 @@ def row(reply: str, *, obeys: bool = True, failed: bool = False, prompt: str = "
 
 def test_a_pair_without_its_form_or_invalid_is_worse_than_any_other() -> None:
     assert rank(row("a", obeys=False, grade=2)) == rank(row("a", failed=True, grade=2)) < rank(row("a", grade=0))
-    assert rank(row("a", grade=0)) < rank(row("a")) == rank(row("a", grade=1)) < rank(row("a", grade=2))
+    assert rank(row("a")) == rank(row("a", grade=0)) < rank(row("a", grade=1)) < rank(row("a", grade=2))
 
 
 def test_the_best_stands_beside_the_worst_of_the_same_rubric() -> None:
@@ -36,10 +36,11 @@ def test_the_best_stands_beside_the_worst_of_the_same_rubric() -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        [row("a"), row("b")],  # equally good
+        [row("a", grade=1), row("b", grade=1)],  # equally good
+        [row("a"), row("b", failed=True)],  # nobody has read the valid one
         [row("a", grade=0), row("b", failed=True)],  # the better one is not good
-        [row("a"), row("a")],  # the same reply twice
-        [row("a"), row("b", failed=True, prompt="q")],  # of two rubrics
+        [row("a", grade=2), row("a", failed=True)],  # the same reply twice
+        [row("a", grade=2), row("b", failed=True, prompt="q")],  # of two rubrics
     ],
 )
 def test_there_is_no_preference(rows: list[dict[str, Any]]) -> None:

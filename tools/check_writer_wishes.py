@@ -3,7 +3,8 @@
     python tools/check_writer_wishes.py             # `benchmarks/writer_held_out` and `benchmarks/writer_prompts`
     python tools/check_writer_wishes.py --file F    # one subject
 
-No subject is in two of them, or in the corpus. Practice has pairs that were written by hand for most of its rubrics.
+No file has the name of one of the corpus or of the other folder. Practice has pairs that were written by hand for most
+of its rubrics.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HELD_OUT, PRACTICE = BENCHMARKS / "writer_held_out", BENCHMARKS / "writer_prompt
 
 
 class ByHand(Strict):
-    """A pair that a person wrote."""
+    """A pair that was written by hand: by a language model that took care, for this project."""
 
     quote: str = Field(min_length=1)
     question: str = Field(min_length=10, max_length=300)

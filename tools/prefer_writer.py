@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
-from train_writer import MODULES, narrow
+from train_writer import EXAM_FORMS, MODULES, narrow
 from writer_forms import FORMS
 from writer_pairs import Outcome, Wish, by_product
 from writer_wishes import is_kept_out, passages, wishes_of
@@ -50,8 +50,8 @@ KNOWN = ROOT / "benchmarks" / "results" / "writer_samples.jsonl"
 SAMPLES = "samples.jsonl"
 # Preferences of one rubric; no pair is in two of them.
 MOST = 2
-# A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right; and a pair that a person wrote.
-PASSABLE, BY_HAND = 1, 3
+# A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right; and a pair that was written by hand.
+UNREAD, PASSABLE, BY_HAND = 0, 1, 3
 
 
 def arguments() -> argparse.Namespace:
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of samples and adapters")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="folders of passages")
-    parser.add_argument("--start", type=Path, default=ADAPTER, help="folder of the adapter to go on from")
+    parser.add_argument("--start", type=Path, default=ADAPTER, help="adapter to go on from; the shipped one writes")
     parser.add_argument("--rubrics", type=int, default=4, help="of each passage; 0: no further pairs")
     parser.add_argument("--samples", type=int, default=1, help="pairs for each rubric")
     parser.add_argument("--known", type=Path, default=KNOWN, help="pairs that are there already, some with a grade")
@@ -73,7 +73,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows-per-pass", type=int, default=4, help="of a batch; fewer take less memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="rubrics, for a trial")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_size % min(args.rows_per_pass, args.batch_size):
+        parser.error(f"--batch-size {args.batch_size} is no multiple of --rows-per-pass {args.rows_per_pass}")
+    return args
 
 
 def sampled(wishes: Sequence[Wish], known: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -86,6 +89,8 @@ def sampled(wishes: Sequence[Wish], known: list[dict[str, Any]], args: argparse.
         if (wish.passage.id, wish.rubric.question_type, sample) not in have
     ]
     rows = list(known)
+    if not missing:
+        return rows
     with (args.output / SAMPLES).open("a", encoding="utf-8") as lines:
 
         def keep(number: int, each: Outcome) -> None:
@@ -114,8 +119,12 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
 
 
 def rank(row: dict[str, Any]) -> int:
-    """How good a pair is: -1 without the form that its rubric asks for, or invalid; otherwise its grade."""
-    return -1 if row["failed"] or not row["obeys"] else row.get("grade", PASSABLE)
+    """How good a pair is: -1 without the form that its rubric asks for, or invalid; otherwise its grade.
+
+    A pair that nobody has read may be better than an invalid one, but is not good enough to learn from: five of six
+    valid pairs of the first writer were wrong or without sense.
+    """
+    return -1 if row["failed"] or not row["obeys"] else row.get("grade", UNREAD)
 
 
 def by_hand(passages_: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,7 +153,9 @@ def replies(rows: Sequence[dict[str, Any]], wishes: Sequence[Wish]) -> list[dict
         wish = by_key.get((row["passage_id"], row["asked"]))
         if wish is not None and row["question"]:
             text = pair_reply(row["quote"], row["question"], row["answer"], tuple(row["options"] or ()))
-            result.append({**row, "prompt": pair_prompt(wish.passage.text, wish.rubric), "reply": text})
+            # As it was asked: options only where the form of the exam is named.
+            exam = EXAM_FORMS["options"] if wish.form == "options" else ""
+            result.append({**row, "prompt": pair_prompt(wish.passage.text, wish.rubric, exam), "reply": text})
     return result
 
 
@@ -272,10 +283,10 @@ def main() -> None:
     random.Random(args.seed).shuffle(rows)
     all_wishes = [wish for row in rows for wish in wishes_of(row, len(FORMS), args.seed)]
     wishes = [wish for row in rows for wish in wishes_of(row, args.rubrics, args.seed)]
-    own = sampled(wishes[: args.limit], read(args.known) + read(args.output / SAMPLES), args)
-    asked = {(row["passage_id"], row["asked"]) for row in own}
-    hand = [row for row in by_hand(rows) if (row["passage_id"], row["asked"]) in asked]
-    chosen = list(preferences(replies(own + hand, all_wishes)))
+    # What is known may have been read since it was sampled here.
+    known = {key_of(row): row for row in read(args.output / SAMPLES) + read(args.known)}
+    own = sampled(wishes[: args.limit], list(known.values()), args)
+    chosen = list(preferences(replies(own + by_hand(rows), all_wishes)))
     good = sum(row["obeys"] and not row["failed"] for row in own)
     sys.stdout.write(f"{good} of {len(own)} own pairs obey and are valid; {len(chosen)} preferences\n")
     if not args.only_samples:

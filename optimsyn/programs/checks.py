@@ -33,6 +33,7 @@ from optimsyn.programs import language_checks
 
 # An answer's first word, of a question whether something is so; "no" has no content anyway.
 _VERDICTS = ("yes", "maybe")
+_OPEN_QUESTION = re.compile(r"(?:who|what|when|where|which|why|how|in (?:what|which))\b")
 _QUESTION_WORDS = language_checks.ENGLISH_QUESTION_WORDS
 _SOURCE_NOUNS = "passage text document article excerpt paragraph sentence snippet author authors"
 _MENTION = re.compile(
@@ -209,7 +210,7 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
             return f"the passage does not give the figure {pair.answer[figure.start : figure.end]}"
         rest = printed.rest(pair.answer, derived=derived)
         answer = _content(rest) or words_of(rest)
-        if len(answer) > 1 and answer[0] in _VERDICTS:
+        if len(answer) > 1 and answer[0] in _VERDICTS and not _OPEN_QUESTION.match(normalized(pair.question)):
             # What it rests on comes from the passage; the verdict is the answer's own.
             answer = answer[1:]
         if len(_NUMERAL.findall(pair.answer)) > 1:
@@ -221,7 +222,7 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
             return f"the passage does not give the figure {figures[0]}"
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
-    question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
+    question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS or stem(word) in source_words]
     strange = [
         word for word in _content(printed.rest(pair.question)) if word in question and stem(word) not in source_words
     ]
@@ -246,8 +247,7 @@ def check_answer_fits_question(pair: Pair, context: CheckContext) -> str | None:
     if context.language != "en":
         return language_checks.answer_fits_question(pair, context)
     if normalized(pair.answer) in VERDICTS:
-        verdict_asked = re.match(r"(?:who|what|when|where|which|why|how|in (?:what|which))\b", start)
-        return "yes or no does not answer an open question" if verdict_asked else None
+        return "yes or no does not answer an open question" if _OPEN_QUESTION.match(start) else None
     if re.match(r"(?:when\b|in (?:what|which) year)", start) and not _TIME_WORD.search(pair.answer):
         return "it asks when, the answer names no time"
     counted = re.match(r"(?:how (?:many|much|old|long|far)|what (?:percentage|share|proportion))\b", start)
