@@ -27,13 +27,16 @@ from scipy.stats import bootstrap
 
 from optimsyn.base.files import write_json, write_text
 from optimsyn.data.records import Pair, Rubric
+from optimsyn.influence.trainings import schedule
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.reward.look.trainings import trainings_of
 from optimsyn.runs.folder import Run
 from optimsyn.stages.own import run_stage
 from optimsyn.stages.shared import Tools
 
 RESULTS = Path(__file__).parent / "results"
+STEPS, BATCH, LR = 8, 8, 2e-4
 KINDS = {"swapped": "another answer", "own": "the writer's own, valid, wrong to a reader"}
 
 
@@ -46,6 +49,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=Path, default=RESULTS / "writer_samples.jsonl")
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=RESULTS / "right_pairs.json", help="the recipe is added to it")
+    parser.add_argument(
+        "--train", type=int, default=0, help="also train on so many right pairs and wrong ones"
+    )
+    parser.add_argument("--questions", type=int, default=40, help="validation questions whose loss --train measures")
     parser.add_argument("--limit", type=int, help="passages, for a trial")
     return parser.parse_args()
 
@@ -128,6 +135,34 @@ def compared(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def trained(tools: Tools, pairs: Sequence[Pair], count: int, asked: int) -> dict[str, Any]:
+    """The loss of some validation questions after eight real steps on right pairs, and on the same with wrong answers.
+
+    From the warm checkpoint, as fine-tuning trains, with two orders of the pairs.
+    """
+    by_id = {pair.id: pair for pair in pairs}
+    numbers = [each.partition("-")[2] for each in by_id if each.startswith("right-")]
+    both = [number for number in numbers if f"swapped-{number}" in by_id]
+    random.Random(0).shuffle(both)
+    items = [by_id[f"{kind}-{number}"] for kind in ("right", "swapped") for number in both[:count]]
+    questions = random.Random(1).sample(tools.validation, min(asked, len(tools.validation)))
+    trainings = trainings_of(tools.scorer.target, items, questions, tools.recipe.influence, LR)
+    half, losses = len(items) // 2, {}
+    for seed in (0, 1):
+        for name, first in (("right", 0), ("wrong", half)):
+            order = schedule(list(range(first, first + half)), STEPS, BATCH, seed)
+            losses[f"{name}-{seed}"] = trainings.run([order], [STEPS])[:, 0][0].tolist()
+    return {
+        "pairs_an_arm": half,
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "lr": LR,
+        "questions": len(questions),
+        "start": trainings.start().tolist(),
+        "losses": losses,
+    }
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A row for each recipe and kind of wrong pair."""
     lines = [
@@ -165,6 +200,8 @@ def main() -> None:
     ]
     known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
     known[recipe.name] = {"run": run.name, **compared(scores), "scores": scores}
+    if args.train:
+        known[recipe.name]["real_training"] = trained(tools, pairs, args.train, args.questions)
     write_json(args.output, known)
     table = markdown(known)
     write_text(args.output.with_suffix(".md"), table)
