@@ -49,9 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=Path, default=RESULTS / "writer_samples.jsonl")
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=RESULTS / "right_pairs.json", help="the recipe is added to it")
-    parser.add_argument(
-        "--train", type=int, default=0, help="also train on so many right pairs and wrong ones"
-    )
+    parser.add_argument("--train", type=int, default=0, help="also train on so many right pairs and wrong ones")
     parser.add_argument("--questions", type=int, default=40, help="validation questions whose loss --train measures")
     parser.add_argument("--limit", type=int, help="passages, for a trial")
     return parser.parse_args()
