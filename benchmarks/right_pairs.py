@@ -22,17 +22,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import yaml
+from policy_remedies import warmed_up
 from scipy.stats import bootstrap
 
 from optimsyn.base.files import write_json, write_text
 from optimsyn.data.records import Pair, Rubric
 from optimsyn.influence.trainings import schedule
-from optimsyn.recipe.changes import changed
-from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.trainings import trainings_of
-from optimsyn.runs.folder import Run
-from optimsyn.stages.own import run_stage
 from optimsyn.stages.shared import Tools
 
 RESULTS = Path(__file__).parent / "results"
@@ -182,12 +178,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> None:
     """Scores and writes the table."""
     args = arguments()
-    changes = {field: yaml.safe_load(value) for field, _, value in (each.partition("=") for each in args.set)}
-    recipe = changed(Recipe.load(args.recipe), changes)
-    run = Run.open(recipe, args.folder)
-    for stage in ("prepare", "warm_up"):
-        run_stage(run, stage)
-    tools = Tools(run)
+    tools = warmed_up(args)
     rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()][: args.limit]
     graded = [json.loads(line) for line in args.samples.read_text(encoding="utf-8").splitlines()]
     pairs = pairs_of(rows, graded, context=tools.shape.open_book)
@@ -197,9 +188,10 @@ def main() -> None:
         for pair, value in zip(pairs, influence, strict=True)
     ]
     known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
-    known[recipe.name] = {"run": run.name, **compared(scores), "scores": scores}
+    name = tools.recipe.name
+    known[name] = {"run": tools.run.name, **compared(scores), "scores": scores}
     if args.train:
-        known[recipe.name]["real_training"] = trained(tools, pairs, args.train, args.questions)
+        known[name]["real_training"] = trained(tools, pairs, args.train, args.questions)
     write_json(args.output, known)
     table = markdown(known)
     write_text(args.output.with_suffix(".md"), table)

@@ -4,12 +4,12 @@
 
 It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a
 run does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in
-checks judge them, and a `grade` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2
-right. Pairs with their rubric's form that pass the checks are better than others, of higher grade better than of
-lower, and those that stand with the rubrics (`pair`, written by hand) better than all; DPO (Rafailov et al. 2023,
-https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One passage of ten is kept
-out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py --prompts` can compare them
-on it.
+checks judge them, and a `grade` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2 right.
+Pairs with their rubric's form that pass the checks are better than others, of higher grade better than of lower, and
+those that stand with the rubrics (`pair`, written with care by a larger model) better than all; DPO (Rafailov et al.
+2023, https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One passage of ten is
+kept out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py --prompts` can compare
+them on it.
 
 A folder of prompts has a passage a line, with rubrics that were written for it (`wanted`) or with examples, whose forms
 are learned already; both get rubrics of other forms that suit any passage (`tools/writer_rubrics.py`).
@@ -33,20 +33,18 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
-from train_writer import EXAM_FORMS, MODULES, narrow
+from train_writer import EXAM_FORMS, MODULES, save_adapter
 from writer_forms import FORMS
 from writer_pairs import Outcome, Wish, by_product
 from writer_wishes import is_kept_out, passages, wishes_of
 
-from optimsyn.llm.embedded.server import EMBEDDED_ID
+from optimsyn.llm.embedded.writer import adapter_dir
 from optimsyn.optimize.rounds.training import dpo_trainer
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply
 from optimsyn.recipe.sections.models import Lora, TargetSpec
 from optimsyn.target.target import Target
 
-ROOT = Path(__file__).parents[1]
-ADAPTER = ROOT / "optimsyn" / "data" / "bundled" / "writer" / "adapter"
-KNOWN = ROOT / "benchmarks" / "results" / "writer_samples.jsonl"
+KNOWN = Path(__file__).parents[1] / "benchmarks" / "results" / "writer_samples.jsonl"
 SAMPLES = "samples.jsonl"
 # Preferences of one rubric; no pair is in two of them.
 MOST = 2
@@ -59,7 +57,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of samples and adapters")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="folders of passages")
-    parser.add_argument("--start", type=Path, default=ADAPTER, help="adapter to go on from; the shipped one writes")
+    parser.add_argument(
+        "--start", type=Path, default=adapter_dir(), help="adapter to go on from; the shipped one writes"
+    )
     parser.add_argument("--rubrics", type=int, default=4, help="of each passage; 0: no further pairs")
     parser.add_argument("--samples", type=int, default=1, help="pairs for each rubric")
     parser.add_argument("--known", type=Path, default=KNOWN, help="pairs that are there already, some with a grade")
@@ -128,7 +128,7 @@ def rank(row: dict[str, Any]) -> int:
 
 
 def by_hand(passages_: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs that stand with the rubrics of passages, as samples."""
+    """The pairs that stand with the rubrics of passages, as samples; a larger model wrote them with care."""
     return [
         {
             "passage_id": row["id"],
@@ -253,11 +253,7 @@ def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> Non
     """Writes the adapter and what is known of it to OUTPUT/<steps>/adapter."""
     folder = args.output / str(facts["steps"]) / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
-    target.model.save_pretrained(folder, selected_adapters=["default"])
-    narrow(folder)
-    config = folder / "adapter_config.json"
-    values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_adapter(target, folder)
     before = json.loads((args.start / "writer.json").read_text(encoding="utf-8"))
     own = {
         key: value

@@ -258,14 +258,20 @@ def narrow(folder: Path) -> None:
     save_file({name: value.to(torch.bfloat16).contiguous() for name, value in load_file(file).items()}, file)
 
 
+def save_adapter(target: Target, folder: Path) -> None:
+    """Writes the adapter as it ships: narrow, and named after the embedded model."""
+    # DPO's copy of the start is no part of it.
+    target.model.save_pretrained(folder, selected_adapters=["default"])
+    narrow(folder)
+    config = folder / "adapter_config.json"
+    values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> None:
     """Writes the adapter and what is known of it to OUTPUT/adapter, in the place of an earlier one."""
     part, adapter = args.output / "adapter.part", args.output / "adapter"
-    target.model.save_pretrained(part)
-    narrow(part)
-    config = part / "adapter_config.json"
-    values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_adapter(target, part)
     here = Path(__file__).parent
     scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("form_corpus", "forms", "pairs", "rubrics"))]
     facts |= {
