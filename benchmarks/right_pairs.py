@@ -9,6 +9,10 @@ form (of four options: another of them), and, where `benchmarks/results/writer_s
 writer's own pairs under the same rubric that passed the checks and that a reader found wrong or without sense. All
 are scored by the recipe's target after its warm-up, without the checks. Intervals are over passages, 95 %. Its stages
 resume, as runs do.
+
+With `--by-question` it scores by each validation question alone, and says what the mean over all of them, over those
+that the target answers and over those that it misses, and the gradient of the answers' mean probability
+(`influence.question_gradients: probability`) make of the same pairs.
 """
 
 from __future__ import annotations
@@ -22,17 +26,22 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from policy_remedies import warmed_up
 from scipy.stats import bootstrap
 
 from optimsyn.base.files import write_json, write_text
 from optimsyn.data.records import Pair, Rubric
+from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.trainings import schedule
 from optimsyn.reward.look.trainings import trainings_of
 from optimsyn.stages.shared import Tools
+from optimsyn.target.encoding import counted
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BATCH, LR = 8, 8, 2e-4
+# Nats a token: a third of the questions of humanities lie below the one, and above the other.
+ANSWERED, MISSED = 0.3, 1.0
 KINDS = {"swapped": "another answer", "own": "the writer's own, valid, wrong to a reader"}
 
 
@@ -47,6 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=RESULTS / "right_pairs.json", help="the recipe is added to it")
     parser.add_argument("--train", type=int, default=0, help="also train on so many right pairs and wrong ones")
     parser.add_argument("--questions", type=int, default=40, help="validation questions whose loss --train measures")
+    parser.add_argument("--by-question", action="store_true", help="score by each question alone")
+    parser.add_argument("--every", type=int, default=1, help="take every so many-th passage")
     parser.add_argument("--limit", type=int, help="passages, for a trial")
     return parser.parse_args()
 
@@ -157,6 +168,54 @@ def trained(tools: Tools, pairs: Sequence[Pair], count: int, asked: int) -> dict
     }
 
 
+def by_question(
+    scores: Sequence[dict[str, Any]], losses: Sequence[float], lengths: Sequence[float]
+) -> list[dict[str, Any]]:
+    """What ways to join the questions make of right pairs and of the same with other answers.
+
+    Args:
+        scores: Of pairs, with `by_question`: the influence by each of Q questions alone, in units of one scale.
+        losses: Of the questions, in nats a token.
+        lengths: Tokens of their answers.
+    """
+    told, counts = np.array(losses), np.array(lengths)
+    ways = {
+        "all, mean loss": np.ones_like(told),
+        f"answered (loss below {ANSWERED} nats a token)": (told < ANSWERED) * 1.0,
+        f"missed (loss above {MISSED})": (told > MISSED) * 1.0,
+        "all, mean probability": counts * np.exp(-counts * told),
+    }
+    rows = []
+    for name, votes in ways.items():
+        # A mean probability has no weights that sum to 1.
+        share = len(told) if name == "all, mean probability" else votes.sum()
+        total = [{**row, "influence": float(np.dot(row["by_question"], votes) / share)} for row in scores]
+        rows.append({"way": name, "questions": int((votes > 0).sum()), **compared(total)["swapped"]})
+    return rows
+
+
+def scored_by_question(tools: Tools, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The table of `by_question`, and the questions' losses and lengths."""
+    target, config = tools.target, tools.recipe.influence
+    asked = [question.model_copy(update={"subtask": question.id}) for question in tools.validation]
+    scorer = build_scorer(target, asked, config)
+    matrix = scorer.score(pairs).by_subtask.tolist()
+    rows = [
+        {"id": pair.id, "passage_id": pair.passage_id, "by_question": values}
+        for pair, values in zip(pairs, matrix, strict=True)
+    ]
+    samples = [counted(target.encode(question), config.tokens, "question") for question in asked]
+    known: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in target.batches(samples):
+            values = target.losses(batch).tolist()
+            known.update((samples[place].id, value) for place, value in zip(batch.indices, values, strict=True))
+    order = [next(sample for sample in samples if sample.id == name) for name in scorer.subtasks]
+    losses = [known[sample.id] for sample in order]
+    lengths = [sample.label_tokens for sample in order]
+    return {"losses": losses, "lengths": lengths, "ways": by_question(rows, losses, lengths)}
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A row for each recipe and kind of wrong pair."""
     lines = [
@@ -175,27 +234,47 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_by_question(results: dict[str, Any]) -> str:
+    """A row for each recipe and way to join the questions."""
+    lines = [
+        "| domain | questions | of the right | of the wrong | difference | right higher |",
+        "|---|---|---:|---:|---|---:|",
+    ]
+    for recipe, row in results.items():
+        lines += [
+            f"| {recipe} | {value['way']}: {value['questions']} | {value['right']:+.5f} | {value['wrong']:+.5f} | "
+            f"{value['right_less_wrong']:+.5f} [{value['low']:+.5f}, {value['high']:+.5f}] | "
+            f"{value['right_above_wrong']:.0%} |"
+            for value in row.get("by_question", {}).get("ways", ())
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Scores and writes the table."""
     args = arguments()
     tools = warmed_up(args)
-    rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()][: args.limit]
+    lines = args.pairs.read_text(encoding="utf-8").splitlines()[:: args.every]
+    rows = [json.loads(line) for line in lines[: args.limit]]
     graded = [json.loads(line) for line in args.samples.read_text(encoding="utf-8").splitlines()]
     pairs = pairs_of(rows, graded, context=tools.shape.open_book)
-    influence = [float(value) for value in tools.scorer.score(pairs).total]
-    scores = [
-        {"id": pair.id, "passage_id": pair.passage_id, "influence": value}
-        for pair, value in zip(pairs, influence, strict=True)
-    ]
     known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
     name = tools.recipe.name
-    known[name] = {"run": tools.run.name, **compared(scores), "scores": scores}
+    if args.by_question:
+        known.setdefault(name, {})["by_question"] = scored_by_question(tools, pairs)
+    else:
+        influence = [float(value) for value in tools.scorer.score(pairs).total]
+        scores = [
+            {"id": pair.id, "passage_id": pair.passage_id, "influence": value}
+            for pair, value in zip(pairs, influence, strict=True)
+        ]
+        known.setdefault(name, {}).update({"run": tools.run.name, **compared(scores), "scores": scores})
     if args.train:
         known[name]["real_training"] = trained(tools, pairs, args.train, args.questions)
     write_json(args.output, known)
-    table = markdown(known)
-    write_text(args.output.with_suffix(".md"), table)
-    print(table)
+    write_text(args.output.with_suffix(".md"), markdown(known))
+    write_text(args.output.with_name(f"{args.output.stem}_by_question.md"), markdown_by_question(known))
+    print(markdown(known) + markdown_by_question(known))
 
 
 if __name__ == "__main__":

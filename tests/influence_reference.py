@@ -48,6 +48,19 @@ def reference_gradients(target: Target, questions: Sequence[Any], pairs: Sequenc
     return found
 
 
+def probability_votes(target: Target, questions: Sequence[Any]) -> torch.Tensor:
+    """The number of an answer's tokens times their joint probability: -∇P in gradients of the mean loss."""
+    votes = []
+    with torch.no_grad():
+        for question in questions:
+            encoded = by_hand(target, question, "question")
+            ids = torch.tensor(encoded.input_ids)
+            logits = target.model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+            told = [logits[i - 1, label] for i, label in enumerate(encoded.labels) if label != -100]
+            votes.append(len(told) * torch.stack(told).sum().exp())
+    return torch.stack(votes)
+
+
 def reference_scores(
     target: Target,
     questions: list[Any],
@@ -67,13 +80,22 @@ def reference_scores(
         val, own = everything[: len(questions)], everything[len(questions) :]
         rms = torch.stack([reference_gamma(name, g, m, v, checkpoint.step).norm() ** 2 for g in val]).mean().sqrt()
         usual = (sum(float(g @ g) for g in val) / len(val)) ** 0.5
+        votes = torch.ones(len(val), dtype=torch.float64)
+        if question_gradients == "probability":
+            put(target, checkpoint)
+            votes = probability_votes(target, questions)
+            usual = float((votes * torch.stack([g.norm() for g in val])).square().mean().sqrt())
         for i, gradient in enumerate(own):
             gamma = reference_gamma(name, gradient, m, v, checkpoint.step)
             scale = gamma.norm() if cosine else rms
             for k, subtask in enumerate(subtasks):
-                mine = [g for g, q in zip(val, questions, strict=True) if q.subtask == subtask]
-                sizes = [float(g.norm()) if question_gradients == "unit" else usual for g in mine]
-                mean = sum(float(g @ gamma / scale) / size for g, size in zip(mine, sizes, strict=True)) / len(mine)
+                mine = [j for j, q in enumerate(questions) if q.subtask == subtask]
+                sizes = [
+                    float(val[j].norm()) if question_gradients == "unit" else usual / float(votes[j]) for j in mine
+                ]
+                mean = sum(float(val[j] @ gamma / scale) / size for j, size in zip(mine, sizes, strict=True)) / len(
+                    mine
+                )
                 scores[i, k] += checkpoint.lr / lr * mean
     return subtasks, scores
 

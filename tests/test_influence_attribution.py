@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import by_hand, byte_tokenizer, flat, samples, tiny, tiny_target
-from influence_reference import MAKES, put, random_target, reference_gamma, reference_gradients, reference_scores
+from influence_reference import (
+    MAKES,
+    probability_votes,
+    put,
+    random_target,
+    reference_gamma,
+    reference_gradients,
+    reference_scores,
+)
 
 from optimsyn.base.errors import ModelError
 from optimsyn.influence.estimators import BUILT_IN
@@ -48,7 +56,7 @@ def gain(name: str, g: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
     name=st.sampled_from(list(BUILT_IN)),
     normalization=st.sampled_from(["cosine", "dot"]),
     across=st.sampled_from(["mean", "max"]),
-    question_gradients=st.sampled_from(["plain", "unit"]),
+    question_gradients=st.sampled_from(["plain", "unit", "probability"]),
     recompute=st.booleans(),
 )
 def test_shares_are_one_autograd_pass_a_token(
@@ -87,10 +95,14 @@ def test_shares_are_one_autograd_pass_a_token(
         put(target, checkpoint)
         m, v, t = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq), checkpoint.step
         val, own = everything[:3], everything[3:]
+        rms = torch.stack([reference_gamma(name, g, m, v, t).norm() ** 2 for g in val]).mean().sqrt()
         usual = torch.stack([g @ g for g in val]).mean().sqrt()
+        if question_gradients == "probability":
+            votes = probability_votes(target, questions)
+            val = [g * vote for g, vote in zip(val, votes, strict=True)]
+            usual = torch.stack([g @ g for g in val]).mean().sqrt()
         divided = [g / (g.norm() if question_gradients == "unit" else usual) for g in val]
         mean = torch.stack([torch.stack(part).mean(0) for part in (divided[1:2], divided[::2])])
-        rms = torch.stack([reference_gamma(name, g, m, v, t).norm() ** 2 for g in val]).mean().sqrt()
         for i, (pair, g) in enumerate(zip(pairs, own, strict=True)):
             gamma = reference_gamma(name, g, m, v, t)
             norm = gamma.norm() if normalization == "cosine" else rms

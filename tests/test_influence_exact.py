@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import samples
+from influence_helpers import by_hand, samples
 from influence_reference import MAKES, random_target, reference_gradients, reference_scores
 
 from optimsyn.influence.estimators import BUILT_IN
@@ -20,7 +20,7 @@ from optimsyn.target.target import Target
 
 NORMALIZATIONS: tuple[Any, ...] = ("cosine", "dot")
 ACROSS: tuple[Any, ...] = ("mean", "max")
-QUESTION_GRADIENTS: tuple[Any, ...] = ("plain", "unit")
+QUESTION_GRADIENTS: tuple[Any, ...] = ("plain", "unit", "probability")
 
 
 @settings(max_examples=8, deadline=None)
@@ -96,8 +96,9 @@ def unreduced(target: Target, item: Any, *, end: bool) -> torch.Tensor:
     return -torch.stack([logits[i - 1, ids[i]] for i in range(first, last)]).mean()
 
 
+@pytest.mark.parametrize("asked", ["plain", "probability"])
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
-def test_plain_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind: str) -> None:
+def test_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss_or_probability(kind: str, asked: Any) -> None:
     """Up to one constant for all pairs: how fast the questions' mean loss falls along the step for a pair's full loss.
 
     The step is torch's own, Adam with frozen second moments and no momentum, that is RMSprop at its first step. What is
@@ -108,13 +109,17 @@ def test_plain_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss(kin
     checkpoint = target.checkpoints[-1]
     questions, pairs = samples(5, seed=21), samples(6, seed=22)
     whole = CountedTokens(end_of_pairs=1)
-    scores = InfluenceScorer(target, questions, tokens=whole).score(pairs).total
+    scores = InfluenceScorer(target, questions, tokens=whole, question_gradients=asked).score(pairs).total
     target.load_checkpoint(checkpoint)
     parameters = target.parameters
 
-    def mean_loss() -> float:
+    def measured() -> float:
         with torch.no_grad():
-            return float(torch.stack([unreduced(target, item, end=False) for item in questions]).mean())
+            losses = torch.stack([unreduced(target, item, end=False) for item in questions])
+            if asked == "plain":
+                return float(losses.mean())
+            counts = torch.tensor([by_hand(target, item, "question").label_tokens for item in questions])
+            return -float(torch.exp(-counts * losses).mean())
 
     rates = []
     for pair in pairs:
@@ -129,7 +134,7 @@ def test_plain_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss(kin
             optimizer.zero_grad()
             torch.autograd.backward([unreduced(target, pair, end=True)])
             optimizer.step()
-            moved.append(mean_loss())
+            moved.append(measured())
         rates.append((moved[1] - moved[0]) / 2e-9)
     target.load_checkpoint(checkpoint)
     falls = torch.tensor(rates, dtype=torch.float64)
@@ -139,9 +144,10 @@ def test_plain_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss(kin
     # Neither choice is idle: with the paper's directions, or without the end of the pairs, it is not that rate.
     others: tuple[dict[str, Any], ...] = (
         {"question_gradients": "unit"},
-        {"tokens": CountedTokens(end_of_pairs=0)},
+        {"question_gradients": "plain" if asked == "probability" else "probability"},
+        {"tokens": CountedTokens(end_of_pairs=0), "question_gradients": asked},
         {"tokens": CountedTokens(end_of_pairs=1), "question_gradients": "unit"},
-        {"tokens": CountedTokens(end_of_questions=1)},
+        {"tokens": CountedTokens(end_of_questions=1), "question_gradients": asked},
     )
     for options in others:
         other = InfluenceScorer(target, questions, **options).score(pairs).total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from influence_reference import reference_gamma, reference_scores
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Pair, Question
-from optimsyn.influence.directions import Directions, compute_directions, question_scale
+from optimsyn.influence.directions import Directions, compute_directions, question_votes
 from optimsyn.influence.estimators import BUILT_IN
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.options import ScoringOptions
@@ -34,7 +35,7 @@ def warmed() -> Target:
 QUESTIONS = samples(5, seed=1, subtasks=("b", "a"))
 
 
-@pytest.mark.parametrize("question_gradients", ["plain", "unit"])
+@pytest.mark.parametrize("question_gradients", ["plain", "unit", "probability"])
 @pytest.mark.parametrize("normalization", ["cosine", "dot"])
 @pytest.mark.parametrize("name", list(BUILT_IN))
 def test_scores_equal_an_independent_computation(
@@ -57,7 +58,7 @@ def test_scores_equal_an_independent_computation(
     torch.testing.assert_close(highest.total, wanted.max(1).values, rtol=1e-6, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["plain", "unit"])
+@pytest.mark.parametrize("kind", ["plain", "unit", "probability"])
 def test_directions_are_the_explicit_mean_of_gradients(
     warmed: Target, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
@@ -72,6 +73,10 @@ def test_directions_are_the_explicit_mean_of_gradients(
     monkeypatch.setattr("optimsyn.influence.gradients.taps.HOLD_BYTES", 1)
     singly = computed()
     gradients = [flat(plain_gradient(warmed, item)) for item in encoded]
+    if kind == "probability":
+        counts = [item.label_tokens for item in encoded]
+        chances = [math.exp(-n * float(plain_loss(warmed, e).detach())) for n, e in zip(counts, encoded, strict=True)]
+        gradients = [g * n * p for g, n, p in zip(gradients, counts, chances, strict=True)]
     usual = (sum(float(g @ g) for g in gradients) / len(gradients)) ** 0.5
     for k, subtask in enumerate(("a", "b")):
         lengths = [float(g.norm()) if kind == "unit" else usual for g in gradients]
@@ -79,7 +84,8 @@ def test_directions_are_the_explicit_mean_of_gradients(
         wanted = torch.stack(mine).mean(0)
         for found in (whole, singly):
             torch.testing.assert_close(flat({n: v[k] for n, v in found.vectors.items()}), wanted, rtol=1e-8, atol=1e-12)
-    torch.testing.assert_close(torch.tensor(whole.gradient_norms), torch.stack([g.norm() for g in gradients]).float())
+    norms = torch.stack([flat(plain_gradient(warmed, item)).norm() for item in encoded])
+    torch.testing.assert_close(torch.tensor(whole.gradient_norms), norms.float())
     assert whole.losses == pytest.approx([float(plain_loss(warmed, e).detach()) for e in encoded])
 
 
@@ -112,6 +118,9 @@ def test_cosine_of_a_question_with_itself_is_one() -> None:
     for kind in ("plain", "unit"):
         scorer = InfluenceScorer(target, question, estimator="sgd", question_gradients=kind, tokens=alike)
         assert float(scorer.score(question).total[0]) == pytest.approx(1.0, abs=1e-6)
+    # An untrained target gives its forty letters a probability of about 1e-70.
+    with pytest.raises(ModelError, match=r"none of the 1 validation answers a probability .* to plain"):
+        InfluenceScorer(target, question, estimator="sgd", question_gradients="probability", tokens=alike)
 
 
 def test_zero_gradient_baseline_is_what_momentum_earns(warmed: Target) -> None:
@@ -194,10 +203,10 @@ def test_what_is_wrong_is_refused_with_its_cure(warmed: Target) -> None:
         InfluenceScorer(warmed, QUESTIONS, across_subtasks="sum")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="neither cosine nor dot"):
         InfluenceScorer(warmed, QUESTIONS, normalization="none")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is none of plain, unit, probability"):
         InfluenceScorer(warmed, QUESTIONS, question_gradients="mean")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
-        question_scale("mean", torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is none of plain, unit, probability"):
+        question_votes("mean", *torch.ones(3, 2))  # type: ignore[arg-type]
     hollow = Pair(id="hollow", question="Which?", answer=" ", passage_id="x")
     with pytest.raises(ModelError, match="'hollow' has an empty answer"):
         InfluenceScorer(warmed, QUESTIONS).score([hollow])

@@ -63,7 +63,7 @@ def test_without_projection_it_is_the_scorer(
 ) -> None:
     pool, asked = fill(tmp_path, target, estimator=estimator, projection=None, dtype="float32")
     order = [sample.id for sample in samples(12)]
-    kinds: tuple[Any, ...] = ("plain", "unit")
+    kinds: tuple[Any, ...] = ("plain", "unit", "probability")
     # One store answers for both: its rows have length 1, and what length they had stands beside them.
     for kind in kinds:
         scorer = InfluenceScorer(
@@ -75,7 +75,7 @@ def test_without_projection_it_is_the_scorer(
     close(
         default, InfluenceScorer(target, QUESTIONS, estimator=estimator, normalization=normalization).score(samples(12))
     )
-    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is none of plain, unit, probability"):
         asked.directions("mean")  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ def test_several_checkpoints_and_max_across_subtasks(tmp_path: Path) -> None:
     # Unlike weights, which a constant learning rate would not give.
     target.checkpoints = [type(c)(**{**c.__dict__, "lr": c.lr * (i + 1)}) for i, c in enumerate(target.checkpoints)]
     pool, asked = fill(tmp_path, target, projection=None, dtype="float32")
-    kinds: tuple[Any, ...] = ("plain", "unit")
+    kinds: tuple[Any, ...] = ("plain", "unit", "probability")
     for kind in kinds:
         scorer = InfluenceScorer(target, QUESTIONS, across_subtasks="max", question_gradients=kind)
         found = pool.score(asked, across_subtasks="max", question_gradients=kind, ids=[s.id for s in samples(12)])

@@ -26,7 +26,9 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
-@pytest.mark.parametrize(("estimator", "question_gradients"), [("adam_linear", "plain"), ("sgd", "unit")])
+@pytest.mark.parametrize(
+    ("estimator", "question_gradients"), [("adam_linear", "plain"), ("sgd", "unit"), ("adam_linear", "probability")]
+)
 def test_scores_are_those_of_the_exact_scorer(kind: str, estimator: str, question_gradients: Any) -> None:
     target = tiny_target(kind)
     questions, pairs = samples(5, seed=1), samples(7, seed=2)

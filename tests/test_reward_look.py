@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from influence_helpers import plain_loss, tiny_target
+from influence_helpers import by_hand, plain_loss, tiny_target
 from reward_look_helpers import OldDifference, Shuffled, made_pairs, made_questions
 
 from optimsyn.base.errors import DataError
@@ -68,7 +68,7 @@ LOOK = RewardLook(
 
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
 @pytest.mark.parametrize(("normalization", "across"), [("dot", "mean"), ("cosine", "max")])
-@pytest.mark.parametrize("kind", ["plain", "unit"])
+@pytest.mark.parametrize("kind", ["plain", "unit", "probability"])
 def test_plain_scores_are_those_of_the_exact_scorer(estimator: Any, normalization: Any, across: Any, kind: Any) -> None:
     target = tiny_target()
     target.warm_up(made_pairs(6), steps=4, batch_size=2, lr=1e-2, checkpoints=2)
@@ -85,12 +85,16 @@ def test_plain_scores_are_those_of_the_exact_scorer(estimator: Any, normalizatio
     exact = InfluenceScorer(target, questions, **options)
     torch.testing.assert_close(found.total, exact.score(pairs).total, rtol=1e-6, atol=1e-12)
     kept = InfluenceScorer(target, [q for i, q in enumerate(questions) if i not in held_back], **options)
+    lengths = torch.tensor([by_hand(target, question, "question").label_tokens for question in questions])
+    asked = [i for i in range(len(questions)) if i not in held_back]
     for mine, whole in zip(kept.directions, exact.directions, strict=True):
         # Scales are those of all questions.
         mine.reference_norms.update(whole.reference_norms)
-        sizes = [torch.tensor(d.gradient_norms, dtype=torch.float64).square().mean().sqrt() for d in (mine, whole)]
+        norms, losses = torch.tensor([whole.gradient_norms, whole.losses], dtype=torch.float64)
+        votes = {"plain": 1.0, "unit": 1 / norms, "probability": lengths * torch.exp(-lengths * losses)}[kind]
+        squares = (votes * norms).square()
         for vector in mine.vectors.values():
-            vector.mul_(float(sizes[0] / sizes[1]) if kind == "plain" else 1.0)
+            vector.mul_(float((squares[asked].mean() / squares.mean()).sqrt()))
     torch.testing.assert_close(found.apart, kept.score(pairs).total, rtol=1e-6, atol=1e-12)
 
 

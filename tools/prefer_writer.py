@@ -1,15 +1,15 @@
 """Preferences of the writer: of its own pairs under one rubric, those that obey and are valid against those that don't.
 
-    python tools/prefer_writer.py --output P --prompts benchmarks/writer_prompts benchmarks/writer_practice   # resumes
+    python tools/prefer_writer.py --output P --prompts benchmarks/writer_prompts benchmarks/writer_practice
 
 It goes on from the adapter that ships (or `--start`). For each rubric of the prompts it writes several pairs, as a
 run does (`PairWriter`, the model `embedded`), to OUTPUT/samples.jsonl; a function for each form and the built-in
 checks judge them, and a `grade` says what a reader thought of some: 0 wrong or without sense, 1 with a flaw, 2 right.
 Pairs with their rubric's form that pass the checks are better than others, of higher grade better than of lower, and
-those that stand with the rubrics (`pair`, written with care by a larger model) better than all; DPO (Rafailov et al.
-2023, https://arxiv.org/abs/2305.18290; TRL) trains on the best beside the worst of a rubric. One passage of ten is
-kept out: OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py --prompts` can compare
-them on it.
+those that stand with the rubrics (`pair`, written with care by a larger model) better than all. It learns the best pair
+of a rubric, beside the worst ones and beside itself with an answer to another question (odds ratios, Hong et al. 2024,
+https://arxiv.org/abs/2403.07691), and again a part of the corpora. One passage of ten is kept out:
+OUTPUT/<steps>/adapter is the writer after so many steps, and `benchmarks/writer.py --prompts` can compare them on it.
 
 A folder of prompts has a passage a line, with rubrics that were written for it (`wanted`) or with examples, whose forms
 are learned already; both get rubrics of other forms that suit any passage (`tools/writer_rubrics.py`).
@@ -21,11 +21,13 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,23 +35,45 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
-from train_writer import EXAM_FORMS, MODULES, save_adapter
+from shared_prefix import Sample, mean_log_probs, tree_of
+from train_writer import EXAM_FORMS, MODULES, corpus_files, entries, samples, save_adapter
+from transformers import get_linear_schedule_with_warmup
+from writer_form_corpus import form_entries, form_samples, is_form_corpus
 from writer_forms import FORMS
 from writer_pairs import Outcome, Wish, by_product
 from writer_wishes import is_kept_out, passages, wishes_of
 
 from optimsyn.llm.embedded.writer import adapter_dir
-from optimsyn.optimize.rounds.training import dpo_trainer
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply
 from optimsyn.recipe.sections.models import Lora, TargetSpec
 from optimsyn.target.target import Target
 
 KNOWN = Path(__file__).parents[1] / "benchmarks" / "results" / "writer_samples.jsonl"
+CORPORA = [Path(__file__).parents[1] / "benchmarks" / name for name in ("writer_languages", "writer_forms")]
 SAMPLES = "samples.jsonl"
-# Preferences of one rubric; no pair is in two of them.
+# Of a rubric's own pairs that are worse than its best.
 MOST = 2
+# Of `optimsyn.programs.prompts.writer_prompts`.
+OPTIONS, ANSWER = "\nOptions: ", "\nAnswer: "
 # A reader's grades: 0 wrong or without sense, 1 with a flaw, 2 right; and a pair that was written by hand.
 UNREAD, PASSABLE, BY_HAND = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What there is to learn of one prompt.
+
+    Attributes:
+        passage_id: Its passage.
+        prompt: What the writer is asked.
+        better: The reply that it should write.
+        worse: Replies that it should not.
+    """
+
+    passage_id: str
+    prompt: str
+    better: str
+    worse: tuple[str, ...] = ()
 
 
 def arguments() -> argparse.Namespace:
@@ -64,19 +88,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="pairs for each rubric")
     parser.add_argument("--known", type=Path, default=KNOWN, help="pairs that are there already, some with a grade")
     parser.add_argument("--only-samples", action="store_true", help="write pairs, and train nothing")
+    parser.add_argument("--repeat", type=int, default=40, help="passages of the learned corpora to learn again")
+    parser.add_argument("--corpus", type=Path, nargs="*", default=CORPORA, help="those beside the bundled one")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--save-steps", type=int, default=20, help="optimizer steps from one adapter to the next")
-    parser.add_argument("--lr", type=float, default=5e-5)
-    parser.add_argument("--beta", type=float, default=0.1, help="DPO's strength of staying near the start")
-    parser.add_argument("--likelihood", type=float, default=0.5, help="weight of the better reply's cross-entropy")
-    parser.add_argument("--batch-size", type=int, default=8, help="preferences in an optimizer step")
-    parser.add_argument("--rows-per-pass", type=int, default=4, help="of a batch; fewer take less memory")
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--weight", type=float, default=0.5, help="of the odds ratios beside the likelihood")
+    parser.add_argument("--batch-size", type=int, default=2, help="passages in an optimizer step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="rubrics, for a trial")
-    args = parser.parse_args()
-    if args.batch_size % min(args.rows_per_pass, args.batch_size):
-        parser.error(f"--batch-size {args.batch_size} is no multiple of --rows-per-pass {args.rows_per_pass}")
-    return args
+    return parser.parse_args()
 
 
 def sampled(wishes: Sequence[Wish], known: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -159,94 +180,115 @@ def replies(rows: Sequence[dict[str, Any]], wishes: Sequence[Wish]) -> list[dict
     return result
 
 
-def preferences(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Prompt, the better reply and the worse one; `rows` are in the order of their prompts."""
+def preferences(rows: Sequence[dict[str, Any]]) -> Iterator[Lesson]:
+    """What there is to learn of each prompt with a good pair; `rows` are in the order of their prompts."""
     for prompt, group in groupby(rows, key=lambda row: row["prompt"]):
         ordered = sorted({row["reply"]: row for row in group}.values(), key=rank)
-        for worse, better in list(zip(ordered, reversed(ordered), strict=True))[: min(MOST, len(ordered) // 2)]:
-            if rank(better) >= PASSABLE and rank(better) > rank(worse):
-                yield prompt, better["reply"], worse["reply"]
+        better = ordered[-1]
+        if rank(better) >= PASSABLE:
+            worse = [row["reply"] for row in ordered[:MOST] if rank(row) < rank(better)]
+            yield Lesson(better["passage_id"], prompt, better["reply"], tuple(worse))
 
 
-def train(chosen: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> None:
-    """DPO; writes OUTPUT/<steps>/adapter every `--save-steps`, and at the end."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import DPOConfig
-    from trl.trainer.utils import use_adapter
+def with_other_answers(lessons: Sequence[Lesson]) -> Iterator[Lesson]:
+    """Beside each lesson's worse replies the better one with the answer of another of its passage.
 
+    So a right answer differs from a wrong one in nothing but what was asked. Options name their answer, and a lesson
+    whose other answers all say the same is left as it is.
+    """
+    for _, group in groupby(lessons, key=lambda lesson: lesson.passage_id):
+        passage = list(group)
+        answers = [lesson.better.rpartition(ANSWER)[2] for lesson in passage]
+        for number, lesson in enumerate(passage):
+            head, _, own = lesson.better.rpartition(ANSWER)
+            others = [answer for answer in answers[number + 1 :] + answers[:number] if answer != own]
+            swapped = (head + ANSWER + others[0],) if others and OPTIONS not in head else ()
+            yield replace(lesson, worse=lesson.worse + swapped)
+
+
+def repeated(folders: Sequence[Path], count: int, seed: int) -> list[list[dict[str, str]]]:
+    """Samples of so many passages by chance of the corpora that the writer has learned, lest it forget them."""
+    draw = random.Random(seed)
+    files = corpus_files(list(folders))
+    of_forms = [file for file in files if is_form_corpus(file)]
+    rows = [
+        [row for example in entry.examples for row in samples(entry, example, "lines", draw)]
+        for entry in entries([file for file in files if file not in of_forms])
+    ]
+    rows += [form_samples(entry, "lines") for entry in form_entries(of_forms)]
+    return draw.sample(rows, min(count, len(rows)))
+
+
+def loss_of(log_probs: torch.Tensor, better: Sequence[int], worse: Sequence[Sequence[int]], weight: float) -> Any:
+    """The better replies' negative log-likelihood, and how often a worse one is as likely.
+
+    Odds-ratio preference optimisation (Hong et al. 2024, https://arxiv.org/abs/2403.07691, equations 6 and 7): without
+    a second model, and what the writer would hardly write teaches next to nothing.
+
+    Args:
+        log_probs: Mean log-probabilities of samples' reply tokens, [samples].
+        better: Which samples are to be learned.
+        worse: For each of them the samples that are worse than it.
+        weight: Of the odds ratios.
+    """
+    likely = -log_probs[list(better)]
+    odds = log_probs - torch.log1p(-torch.exp(log_probs.clamp(max=-1e-6)))
+    ratios = [
+        -torch.nn.functional.logsigmoid(odds[one] - odds[list(others)]).mean()
+        for one, others in zip(better, worse, strict=True)
+        if others
+    ]
+    return likely.sum() + weight * torch.stack(ratios).sum() if ratios else likely.sum()
+
+
+def train(lessons: Sequence[Lesson], further: Sequence[Sequence[dict[str, str]]], args: argparse.Namespace) -> None:
+    """Trains a passage at a time; writes OUTPUT/<steps>/adapter every `--save-steps` steps, and at the end."""
     target = Target.load(TargetSpec(name="embedded", lora=Lora(r=16, alpha=32, target_modules=MODULES)), seed=args.seed)
     set_peft_model_state_dict(target.model, load_file(args.start / "adapter_model.safetensors"))
     tokenizer = target.tokenizer
-    end = tokenizer.eos_token_id
 
-    def ids(text: str) -> list[int]:
-        return [*tokenizer(text, add_special_tokens=False).input_ids, end]
+    def sample(prompt: str, reply: str) -> Sample:
+        completion = tokenizer(reply, add_special_tokens=False).input_ids
+        return tokenizer(prompt).input_ids, [*completion, tokenizer.eos_token_id]
 
-    rows = [
-        {"prompt_ids": tokenizer(prompt).input_ids, "chosen_ids": ids(better), "rejected_ids": ids(worse)}
-        for prompt, better, worse in chosen
-    ]
-    on_cpu = target.device.type == "cpu"
-    passes = min(args.rows_per_pass, args.batch_size)
-    settings = DPOConfig(
-        output_dir=str(args.output / "trainer"),
-        num_train_epochs=args.epochs,
-        per_device_train_batch_size=passes,
-        gradient_accumulation_steps=args.batch_size // passes,
-        learning_rate=args.lr,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5,
-        beta=args.beta,
-        max_length=None,
-        seed=args.seed,
-        use_cpu=on_cpu,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=not on_cpu,
-        save_strategy="no",
-        logging_steps=5,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    work = []
+    for _, group in groupby(lessons, key=lambda lesson: lesson.passage_id):
+        rows: list[Sample] = []
+        better, worse = [], []
+        for lesson in group:
+            better.append(len(rows))
+            worse.append(range(len(rows) + 1, len(rows) + 1 + len(lesson.worse)))
+            rows += [sample(lesson.prompt, reply) for reply in (lesson.better, *lesson.worse)]
+        work.append((rows, better, worse))
+    for each in further:
+        rows = [sample(row["prompt"], row["completion"]) for row in each]
+        work.append((rows, range(len(rows)), [()] * len(rows)))
+    weights = [p for p in target.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.0)
+    total = math.ceil(len(work) * args.epochs / args.batch_size)
+    schedule = get_linear_schedule_with_warmup(optimizer, 5, total)
+    draw = random.Random(args.seed)
+    order = [one for _ in range(math.ceil(args.epochs)) for one in draw.sample(work, len(work))]
     began = time.monotonic()
-
-    class Keep(TrainerCallback):
-        """Writes the adapter beside what is known of it."""
-
-        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
-                save(target, args, {"preferences": len(rows), "steps": state.global_step, "minutes": minutes()})
-
-    def minutes() -> float:
-        return round((time.monotonic() - began) / 60, 1)
-
-    class WithLikelihood(dpo_trainer(on_cpu=True)):  # type: ignore[misc]
-        """DPO beside the mean cross-entropy of the better reply's tokens, lest both replies become less likely.
-
-        As in Pang et al. 2024 (https://arxiv.org/abs/2404.19733), equation 1.
-        """
-
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            with torch.no_grad(), use_adapter(self.model, "ref"):
-                reference = self._log_likelihoods(inputs)
-            own = self._log_likelihoods(inputs)
-            better, worse = (own - reference).chunk(2)
-            preferred = -torch.nn.functional.logsigmoid(self.beta * (better - worse)).mean()
-            lengths = inputs["completion_mask"].sum(1)[: len(better)]
-            return preferred + args.likelihood * (-own[: len(better)] / lengths).mean()
-
-    trainer = WithLikelihood(
-        model=target.model,
-        args=settings,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[Keep()],
-    )
     target.model.train()
-    trainer.train()
+    for step in range(total):
+        batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+        learned = sum(len(better) for _, better, _ in batch)
+        mean = 0.0
+        for rows, better, worse in batch:
+            loss = loss_of(mean_log_probs(target.causal, tree_of(rows)), better, worse, args.weight) / learned
+            loss.backward()
+            mean += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        minutes = round((time.monotonic() - began) / 60, 1)
+        sys.stdout.write(f"step {step + 1} of {total}: loss {mean:.3f}, {minutes} minutes\n")
+        sys.stdout.flush()
+        if (step + 1) % args.save_steps == 0 or step + 1 == total:
+            facts = {"lessons": len(lessons), "repeated": len(further), "steps": step + 1, "minutes": minutes}
+            save(target, args, facts)
 
 
 def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> None:
@@ -258,7 +300,7 @@ def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> Non
     own = {
         key: value
         for key, value in vars(args).items()
-        if key not in ("output", "prompts", "start", "known", "only_samples")
+        if key not in ("output", "prompts", "corpus", "start", "known", "only_samples")
     }
     known = {key: value for key, value in before.items() if key != "held_out"}
     known["preferences"] = {
@@ -282,14 +324,16 @@ def main() -> None:
     # What is known may have been read since it was sampled here.
     known = {key_of(row): row for row in read(args.output / SAMPLES) + read(args.known)}
     own = sampled(wishes[: args.limit], list(known.values()), args)
-    chosen = list(preferences(replies(own + by_hand(rows), all_wishes)))
+    lessons = list(with_other_answers(list(preferences(replies(own + by_hand(rows), all_wishes)))))
     good = sum(row["obeys"] and not row["failed"] for row in own)
-    sys.stdout.write(f"{good} of {len(own)} own pairs obey and are valid; {len(chosen)} preferences\n")
+    worse = sum(len(lesson.worse) for lesson in lessons)
+    sys.stdout.write(
+        f"{good} of {len(own)} own pairs obey and are valid; {len(lessons)} lessons, {worse} worse pairs\n"
+    )
     if not args.only_samples:
-        if not chosen:
-            raise SystemExit("no rubric has both a good and a bad pair; raise --samples, or name further --prompts")
-        random.Random(args.seed).shuffle(chosen)
-        train(chosen, args)
+        if not lessons:
+            raise SystemExit("no rubric has a good pair; name --prompts with pairs, or --known with grades")
+        train(lessons, repeated(args.corpus, args.repeat, args.seed), args)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 from optimsyn.base.errors import ModelError, RecipeError
 from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.directions import Directions, question_scale
+from optimsyn.influence.directions import Directions, direction_scale, question_votes
 from optimsyn.influence.estimators import Estimator, estimator_of
 from optimsyn.influence.factory import MeasuredScorer
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
@@ -38,7 +38,7 @@ from optimsyn.influence.moments import moments_of
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
 from optimsyn.recipe.sections.evaluation import FineTune
-from optimsyn.recipe.sections.influence import Influence
+from optimsyn.recipe.sections.influence import MOVED_PROBABILITY, Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 
@@ -72,7 +72,8 @@ class MovedScorer:
         history: The pairs that count as judged, the latest last.
 
     Raises:
-        RecipeError: The scores are not linear in a pair's gradient, or there are several checkpoints.
+        RecipeError: The scores are not linear in a pair's gradient, there are several checkpoints, or directions are
+            those of a probability.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class MovedScorer:
                 "influence.estimator to adam_linear (or sgd), influence.normalization to dot and warm_up.checkpoints "
                 "to 1, or reward.given to nothing"
             )
+        if config.question_gradients == "probability":
+            raise RecipeError(MOVED_PROBABILITY)
         self.base = base
         self.target = target
         self.config = config
@@ -192,7 +195,9 @@ class MovedScorer:
         scale, scaled, plain, _ = self._questions_at()
         estimator = estimator_of(self.config.estimator)
         norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
-        weights = self._shares * less / question_scale(self.config.question_gradients, norms)
+        # The votes of `plain` and `unit` depend on the norms alone.
+        votes = question_votes(self.config.question_gradients, norms, torch.zeros_like(norms), torch.ones_like(norms))
+        weights = self._shares * less * votes / direction_scale(votes, norms)
         # ⟨ĝ, D ⊙ g⟩; each side takes the root of Adam's D, as in the simulated training.
         asked, factor = (scaled, scale.roots) if estimator.name == "adam_linear" else (plain, self._gains(estimator))
         directions = weights @ asked.double()

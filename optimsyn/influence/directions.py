@@ -2,10 +2,15 @@
 
     V_{k,i} = mean over questions j of subtask k of ĝ_j / s_j      at checkpoint i
 
-`plain`: s is one number, the root mean square of ‖ĝ_j‖ over all questions. V is then the gradient of the mean loss of
-the subtask, brought to the scale of a unit vector. `unit`: s_j = ‖ĝ_j‖, so that each question has one vote, as in the
-paper; the mean of cosines with several vectors is one dot product with the mean of the normalised vectors. Either way
-only one direction per subtask is stored.
+s_j = S / v_j, where v_j is the question's vote and S the root mean square of v_j ‖ĝ_j‖ over all questions, which brings
+V to the scale of a unit vector.
+
+`plain`: v_j = 1. V is then the gradient of the mean loss of the subtask. `unit`: v_j = 1 / ‖ĝ_j‖, so that each question
+counts the same, as in the paper; the mean of cosines with several vectors is one dot product with the mean of the
+normalised vectors. `probability`: v_j = N_j P_j, where P_j = exp(-N_j L_j) is the probability of the answer, L_j the
+question's loss and N_j what the sum over its tokens is divided by in L_j (their number, of a mean). As
+∇P_j = -N_j P_j ĝ_j, V is minus the gradient of the mean probability. In every case only one direction per subtask is
+stored.
 """
 
 from __future__ import annotations
@@ -18,15 +23,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.errors import ModelError
 from optimsyn.base.identity import digest_of
 from optimsyn.influence.estimators import BUILT_IN, Estimator
 from optimsyn.influence.gradients.taps import GradientTaps, small_batches
 from optimsyn.influence.moments import moments_of
-from optimsyn.influence.options import ScoringOptions
+from optimsyn.influence.options import ScoringOptions, refuse_unknown
 from optimsyn.recipe.sections.models import QuestionGradients
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
@@ -34,6 +40,8 @@ from optimsyn.target.upcast import in_float32, is_narrow
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 _PREFIX = "direction:"
+# Sums of gradients are float32; a smaller sum would have lost digits.
+_LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,50 @@ class Directions:
         return cls(vectors=vectors, reference_norms=facts["reference_norms"], **tuples)
 
 
-def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:
-    """The divisor s of each question's gradient before the mean (module's formula), from the norms [Q, ...]."""
-    if kind == "unit":
-        return norms
+def question_votes(
+    kind: QuestionGradients, norms: torch.Tensor, losses: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """The factor of each question's gradient in the sum that is the direction up to its scale, [Q, ...] float64.
+
+    1 for `plain`, 1 / ‖ĝ_j‖ for `unit` and N_j P_j for `probability`.
+
+    Args:
+        kind: As in a recipe.
+        norms: Of the questions' gradients, [Q, ...].
+        losses: Of the questions, [Q, ...].
+        lengths: N of each question (see `counted_length`), [Q].
+
+    Raises:
+        RecipeError: There is no such kind.
+    """
+    refuse_unknown("influence.question_gradients", kind, get_args(QuestionGradients))
     if kind == "plain":
-        return norms.square().mean(0, keepdim=True).sqrt().expand_as(norms)
-    raise RecipeError(f"influence.question_gradients: {kind!r} is neither plain nor unit")
+        return torch.ones_like(norms, dtype=torch.float64)
+    if kind == "unit":
+        return norms.double().reciprocal()
+    count = lengths.double().view(-1, *[1] * (losses.dim() - 1))
+    return count * torch.exp(-count * losses.double())
+
+
+def direction_scale(votes: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """S, the root mean square over all questions of the lengths of their gradients times their votes, [1, ...].
+
+    Raises:
+        ModelError: No answer's probability can be told from 0.
+    """
+    scale = (votes * norms.double()).square().mean(0, keepdim=True).sqrt()
+    if not bool((scale > _LEAST).all()):
+        raise ModelError(
+            f"the target gives none of the {len(norms)} validation answers a probability that can be told from 0, so "
+            "question_gradients: probability has no direction; warm up longer, or set influence.question_gradients to "
+            "plain"
+        )
+    return scale
+
+
+def counted_length(encoded: Encoded) -> float:
+    """What the sum of a sample's token losses is divided by in its loss: their number, of a mean."""
+    return 1 / max(encoded.token_weights)
 
 
 def directions_fingerprint(
@@ -127,7 +172,7 @@ def compute_directions(
     that this takes at most half a gigabyte (or one question's gradient).
 
     Raises:
-        ModelError: A question's gradient is zero or not finite.
+        ModelError: A question's gradient is zero or not finite, or no answer has a probability that can be told from 0.
         RecipeError: There is no such kind of question gradients.
     """
     target, question_gradients = taps.target, options.question_gradients
@@ -149,6 +194,8 @@ def compute_directions(
         for name, parameter in target.parameters.items()
     }
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
+    votes = torch.zeros(len(encoded), dtype=torch.float64)
+    lengths = torch.tensor([counted_length(item) for item in encoded], dtype=torch.float64)
     squares = dict.fromkeys(estimators, 0.0)
     # Computed once and used for every score, so a 16-bit model computes them in float32, with twice the memory.
     narrow = is_narrow(target.model)
@@ -165,20 +212,16 @@ def compute_directions(
                         "direction; remove it"
                     )
             rows = torch.tensor([row[subtasks[i]] for i in indices])
-            # The root mean square is known only at the end; until then plain gradients are summed unscaled.
-            shares = length.reciprocal() if question_gradients == "unit" else None
+            # The scale is known only at the end.
+            votes[indices] = question_votes(question_gradients, length, batch_losses.detach().cpu(), lengths[indices])
             for name, gradients in held.gradients.items():
-                part = gradients
-                if shares is not None:
-                    part = gradients * shares.to(gradients).view(-1, *[1] * (gradients.dim() - 1))
+                part = gradients * votes[indices].to(gradients).view(-1, *[1] * (gradients.dim() - 1))
                 vectors[name].index_add_(0, rows, part.cpu())
                 for key, direction in bound[name].items():
                     squares[key] += float(direction(gradients).double().square().sum())
             if report is not None:
                 report(len(indices))
-    scale = 1.0
-    if question_gradients != "unit":
-        scale = float(question_scale(question_gradients, torch.tensor(norms, dtype=torch.float64))[0])
+    scale = float(direction_scale(votes, torch.tensor(norms, dtype=torch.float64)))
     for vector in vectors.values():
         vector.div_((torch.tensor(counts, dtype=torch.float64) * scale).to(vector).view(-1, *[1] * (vector.dim() - 1)))
     reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}

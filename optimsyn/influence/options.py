@@ -25,7 +25,7 @@ class ScoringOptions:
         estimator: As in a recipe: a name or `package.module:name`.
         normalization: cosine, or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
-        question_gradients: plain or unit (see `optimsyn.influence.directions`).
+        question_gradients: plain, unit or probability (see `optimsyn.influence.directions`).
         tokens: Which tokens of questions and pairs count.
         batch_tokens: Tokens scored in one batch.
         folder: Cache validation directions, steps and measured errors here; None does not cache.

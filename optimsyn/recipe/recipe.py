@@ -27,7 +27,7 @@ from optimsyn.recipe.sections.arms import ARMS, CEILINGS, arm_problems
 from optimsyn.recipe.sections.author import AUTHOR_OFF, Author, author_model, author_problems, works
 from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
 from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
-from optimsyn.recipe.sections.influence import Influence, twin_problem
+from optimsyn.recipe.sections.influence import MOVED_PROBABILITY, Influence, twin_problem
 from optimsyn.recipe.sections.limits import Limits
 from optimsyn.recipe.sections.models import (
     OWN_ONLY,
@@ -468,6 +468,8 @@ class Recipe(Shown, Whole):
                 "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
                 "warm_up.checkpoints to 1, or reward.given to nothing"
             )
+        if self.reward.given == "judged" and self.influence.question_gradients == "probability":
+            wrong.append(MOVED_PROBABILITY)
         if self.optimizers.policy.warm_up_again and self.reward.given == "judged":
             wrong.append(
                 "optimizers.policy.warm_up_again has all rubrics judged again by another target, and with "

@@ -127,14 +127,13 @@ def _vectors(
         (gradient,) = _gradients(target, encoded.input_ids, encoded.labels, [encoded.token_weights])
         on_progress(1)
         squares += float(bound.gamma(gradient).double().square().sum())
-        length = float(gradient.double().norm())
-        lengths += length**2
-        asked = gradient / length if config.question_gradients == "unit" else gradient
+        asked = _asked(target, encoded, gradient, config)
+        lengths += float(asked.double().norm()) ** 2
         k, part = names.index(sample.subtask or "all"), int(place in held_back)
         before = sums[k][part]
         sums[k][part] = asked if before is None else before + asked
         counts[k][part] += 1
-    scale = 1.0 if config.question_gradients == "unit" else (lengths / len(samples)) ** 0.5
+    scale = (lengths / len(samples)) ** 0.5
     apart, whole = [], []
     for (kept, held), (n_kept, n_held) in zip(sums, counts, strict=True):
         if kept is None:
@@ -142,6 +141,18 @@ def _vectors(
         apart.append(kept / (n_kept * scale))
         whole.append((kept if held is None else kept + held) / ((n_kept + n_held) * scale))
     return _Vectors(torch.stack(whole), torch.stack(apart), (squares / len(samples)) ** 0.5)
+
+
+def _asked(target: Target, encoded: Encoded, gradient: torch.Tensor, config: Influence) -> torch.Tensor:
+    """What a question adds to the direction, up to a scale that is the same for all, [P]; `gradient` is its loss's."""
+    if config.question_gradients == "unit":
+        return gradient / gradient.double().norm().to(gradient)
+    if config.question_gradients == "plain":
+        return gradient
+    # Each token of the answer once, and its end as often as the recipe says.
+    times = [weight / max(encoded.token_weights) for weight in encoded.token_weights]
+    (of_probability,) = _gradients(target, encoded.input_ids, encoded.labels, [times], of=lambda loss: -(-loss).exp())
+    return of_probability
 
 
 def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors: _Vectors) -> torch.Tensor:
@@ -174,9 +185,13 @@ def _dots(directions: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _gradients(
-    target: Target, input_ids: list[int], labels: list[int], weightings: Sequence[Sequence[float]]
+    target: Target,
+    input_ids: list[int],
+    labels: list[int],
+    weightings: Sequence[Sequence[float]],
+    of: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss,
 ) -> list[torch.Tensor]:
-    """The gradient [P], on the CPU, of each weighted sum of one sample's label losses."""
+    """The gradient [P], on the CPU, of a function of each weighted sum of one sample's label losses."""
     parameters = list(target.parameters.values())
     (batch,) = target.batches([Encoded("", input_ids, labels, truncated=False)], 2**62)
     gradients = []
@@ -185,7 +200,7 @@ def _gradients(
         for place, weights in enumerate(weightings):
             loss = (losses * torch.tensor(weights, dtype=torch.float64).to(losses)).sum()
             again = place < len(weightings) - 1
-            parts = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=again)
+            parts = torch.autograd.grad(of(loss), parameters, allow_unused=True, retain_graph=again)
             dense = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
             gradients.append(torch.cat([part.detach().flatten().to("cpu", target.dtype) for part in dense]))
     return gradients

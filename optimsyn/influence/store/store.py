@@ -25,9 +25,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.directions import question_scale
+from optimsyn.influence.directions import direction_scale, question_votes
 from optimsyn.influence.estimators import normalised
 from optimsyn.influence.gradients.projection import Projection
 from optimsyn.influence.options import ScoringOptions, checkpoint_weights
@@ -227,14 +227,29 @@ class QuestionStore(_Store):
         total = torch.zeros(len(names), checkpoints, int(self.manifest["width"]), dtype=torch.float64)
         squares = torch.zeros(checkpoints, dtype=torch.float64)
         # Rows have length 1 before the projection.
-        norms = torch.cat([torch.from_numpy(records["gradient_norm"].copy()) for _, records in self._chunks(rows)])
-        votes = norms / question_scale(question_gradients, norms)
+        norms, losses, counts = (
+            torch.cat([torch.from_numpy(records[name].copy()) for _, records in self._chunks(rows)])
+            for name in ("gradient_norm", "loss", "label_tokens")
+        )
+        votes = question_votes(question_gradients, norms, losses, self._lengths(counts, question_gradients))
+        votes = votes * norms / direction_scale(votes, norms)
         for part, records in self._chunks(rows):
             values = torch.from_numpy(records["values"].astype(np.float64) * records["scale"][..., None])
             total.index_add_(0, columns[part], values * votes[part].unsqueeze(-1))
             squares += torch.from_numpy(np.square(records["direction_norm"]).sum(0))
         total /= columns.bincount(minlength=len(names)).view(-1, 1, 1)
         return names, total.transpose(0, 1), (squares / len(rows)).sqrt()
+
+    def _lengths(self, label_tokens: torch.Tensor, kind: QuestionGradients) -> torch.Tensor:
+        """What the sums over the questions' tokens are divided by in their losses, [Q] float64."""
+        tokens = CountedTokens.model_validate(self.manifest["tokens"])
+        if kind == "probability" and 0 < tokens.end_of_questions < 1:
+            raise RecipeError(
+                f"question_gradients: probability needs questions whose end counts whole or not at all, and in "
+                f"{self.folder} it has weight {tokens.end_of_questions:g}; store them with end_of_questions 0 or 1"
+            )
+        power = {"mean": 1.0, "root": 0.5, "sum": 0.0}[tokens.reduction]
+        return label_tokens.double() ** power
 
 
 class GradientStore(_Store):

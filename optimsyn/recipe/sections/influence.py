@@ -22,6 +22,12 @@ BUILT_IN_SCORER = "influence"
 OWN_SCORER = "own-"
 """How the fingerprint of a custom scorer begins."""
 
+MOVED_PROBABILITY = (
+    "reward.given: judged predicts how the losses of questions fall, and not what becomes of their answers' "
+    "probabilities; set influence.question_gradients to plain, or reward.given to nothing"
+)
+"""Why directions that are gradients of a probability do not move with the judged pairs."""
+
 
 class Influence(Section):
     """How a pair's influence on the validation loss is computed.
@@ -56,7 +62,8 @@ class Influence(Section):
     question_gradients: QuestionGradients = Field(
         "plain",
         description="plain: a direction is the gradient of the questions' mean loss. unit: each question's gradient is "
-        "scaled to length 1 before the mean is taken, so that each has one vote (the paper).",
+        "scaled to length 1 before the mean is taken, so that each has one vote (the paper). probability: the gradient "
+        "of the mean probability of the answers, so that a question that the target misses hardly counts.",
     )
     tokens: CountedTokens = CountedTokens()
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
@@ -121,6 +128,11 @@ class Influence(Section):
             raise ValueError(
                 "estimator simulated predicts losses of questions, and takes no mean of their gradients; set "
                 "question_gradients to plain, or estimator to adam or adam_linear"
+            )
+        if self.question_gradients == "probability" and 0 < self.tokens.end_of_questions < 1:
+            raise ValueError(
+                f"question_gradients probability: an answer with {self.tokens.end_of_questions:g} of its end has no "
+                "probability; set tokens.end_of_questions to 0 or 1"
             )
         # A custom estimator is checked after its import: before a run, and when its scorer is made.
         if self.has_own_estimator and self.normalization == "dot":

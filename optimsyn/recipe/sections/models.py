@@ -364,7 +364,7 @@ class Lora(Extended):
         return value
 
 
-QuestionGradients = Literal["plain", "unit"]
+QuestionGradients = Literal["plain", "unit", "probability"]
 
 
 class CountedTokens(Section):

@@ -38,6 +38,7 @@ import torch
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.statistics import spearman
 from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.directions import counted_length
 from optimsyn.influence.factory import Scorer
 from optimsyn.influence.reference.plain import PlainScores, plain_scores
 from optimsyn.influence.reference.simulated import plain_gains, plain_total
@@ -176,8 +177,17 @@ def look_at_reward(
     if train:
         measured = [questions[i] for i in held_back] or questions
         trainings = trainings_of(target, looked, measured, config, options.lr)
+        lengths = None
+        if config.question_gradients == "probability":
+            samples = [counted(target.encode(as_sample(each)), config.tokens, "question") for each in measured]
+            lengths = [counted_length(sample) for sample in samples]
         trained = train_on_subsets(
-            trainings, plain.apart.tolist(), options, held_out=bool(held_back), report=progress.add
+            trainings,
+            plain.apart.tolist(),
+            options,
+            held_out=bool(held_back),
+            lengths=lengths,
+            report=progress.add,
         )
     absolute = float((reward_scores - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())

@@ -57,6 +57,8 @@ class TrainedOn:
             subsets and questions.
         difference: Bottom minus top (above 0: the reward ranked rightly). Its interval joins a bootstrap over questions
             with how far apart two random subsets end.
+        by: What was measured: the loss, or `miss`, the probability of another answer, where directions are gradients
+            of a probability. The fields that speak of losses are then of this.
     """
 
     subsets: int
@@ -72,6 +74,7 @@ class TrainedOn:
     random: float | None
     agreement: Interval
     difference: Interval
+    by: Literal["loss", "miss"] = "loss"
 
     @property
     def shown(self) -> bool:
@@ -245,6 +248,7 @@ def _if_counted(look: RewardLook) -> str:
 
 def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, str]]:
     held_out = "without a part in the ranking" if training.held_out else otherwise
+    measured, unit = ("loss", "nats; ") if training.by == "loss" else ("probability of another answer", "")
     random_part = "" if training.random is None else f", random {number(training.random)}"
     return [
         (
@@ -252,12 +256,12 @@ def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, 
             _interval(training.agreement),
             f"{training.subsets} subsets of {plural(training.members, 'pair')}, {plural(training.steps, 'step')} "
             f"of {training.batch_size} "
-            f"from the warm checkpoint; loss on {plural(training.questions, 'question')}, {held_out}",
+            f"from the warm checkpoint; {measured} on {plural(training.questions, 'question')}, {held_out}",
         ),
         (
-            "loss after the worst minus after the best",
+            f"{measured} after the worst minus after the best",
             _interval(training.difference),
-            f"nats; best {number(training.top)}, worst {number(training.bottom)}{random_part}, before "
+            f"{unit}best {number(training.top)}, worst {number(training.bottom)}{random_part}, before "
             f"{number(training.start)}",
         ),
     ]

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from scipy.stats import t
 
 from optimsyn.base.statistics import Array, spearman
@@ -61,6 +62,7 @@ def train_on_subsets(
     options: LookOptions,
     *,
     held_out: bool,
+    lengths: Sequence[float] | None = None,
     report: Callable[[int], None] | None = None,
 ) -> TrainedOn:
     """Trains on the best third, the worst third and random thirds of the pairs.
@@ -72,6 +74,8 @@ def train_on_subsets(
         scores: What the pairs are ranked by.
         options: Sizes and seed. The random subsets split the pairs evenly, several times over.
         held_out: Whether the questions had no part in the scores; only noted.
+        lengths: What the sums over the answers' tokens are divided by in the questions' losses. With them the
+            probability of another answer is measured, 1 - P, in place of the loss.
         report: Called with the number of trainings of each group when it is done.
 
     Raises:
@@ -86,9 +90,9 @@ def train_on_subsets(
         *_random_subsets(count, size, options.random_subsets, seed),
     ]
     batch_size = min(options.batch_size, size)
-    start = np.asarray(trainings.start().numpy(), dtype=np.float64)
+    start = _measured(trainings.start(), lengths)
     schedules = [schedule(members, options.steps, batch_size, seed + number) for number, members in enumerate(subsets)]
-    losses = np.asarray(trainings.run(schedules, [options.steps], report)[:, 0].numpy(), dtype=np.float64)
+    losses = _measured(trainings.run(schedules, [options.steps], report)[:, 0], lengths)
     means = np.asarray([np.mean([scores[i] for i in members]) for members in subsets])
     agreement, difference = subset_intervals(means, start, losses, seed)
     return TrainedOn(
@@ -105,7 +109,14 @@ def train_on_subsets(
         random=float(losses[2:].mean()) if len(subsets) > 2 else None,
         agreement=agreement,
         difference=difference,
+        by="loss" if lengths is None else "miss",
     )
+
+
+def _measured(losses: torch.Tensor, lengths: Sequence[float] | None) -> Array:
+    """Losses [..., Q], or 1 - P."""
+    values = np.asarray(losses.numpy(), dtype=np.float64)
+    return values if lengths is None else -np.expm1(-np.asarray(lengths) * values)
 
 
 def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[int]]:
