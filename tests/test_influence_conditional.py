@@ -303,6 +303,8 @@ def test_what_cannot_move_is_refused(target: Target) -> None:
     for fields in ({"estimator": "adam"}, {"normalization": "cosine"}):
         with pytest.raises(RecipeError, match=r"reward\.given: judged needs .* reward\.given to nothing"):
             scorer_of(target, config=EXACT.model_copy(update=fields))
+    with pytest.raises(RecipeError, match=r"reward\.given: judged predicts .*question_gradients to plain"):
+        scorer_of(target, config=EXACT.model_copy(update={"question_gradients": "probability"}))
     scorer = scorer_of(target)
     with pytest.raises(ModelError, match="without a history"):
         scorer.score(samples(1), token_shares=True)
@@ -319,3 +321,7 @@ def test_a_recipe_says_what_cannot_move() -> None:
     ):
         with pytest.raises(RecipeError, match=r"reward\.given: judged needs .* warm_up\.checkpoints to 1"):
             changed(recipe, {"reward.given": "judged", **changes})
+    with pytest.raises(RecipeError, match=r"reward\.given: judged predicts .*question_gradients to plain"):
+        changed(recipe, {"reward.given": "judged", "influence.question_gradients": "probability"})
+    with pytest.raises(RecipeError, match=r"an answer with 0\.3 of its end has no probability"):
+        changed(recipe, {"influence.tokens.end_of_questions": 0.3, "influence.question_gradients": "probability"})

@@ -79,6 +79,22 @@ def test_without_projection_it_is_the_scorer(
         asked.directions("mean")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("reduction", ["mean", "root", "sum"])
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_probabilities_are_those_of_what_counts(tmp_path: Path, target: Target, reduction: Any, end: float) -> None:
+    tokens = CountedTokens(reduction=reduction, end_of_questions=end)
+    pool, asked = fill(tmp_path, target, projection=None, dtype="float32", tokens=tokens)
+    scorer = InfluenceScorer(target, QUESTIONS, question_gradients="probability", tokens=tokens)
+    found = pool.score(asked, question_gradients="probability", ids=[sample.id for sample in samples(12)])
+    close(found, scorer.score(samples(12)))
+
+
+def test_a_part_of_an_end_has_no_probability(tmp_path: Path, target: Target) -> None:
+    _, asked = fill(tmp_path, target, tokens=CountedTokens(end_of_questions=0.5))
+    with pytest.raises(RecipeError, match=r"it has weight 0\.5; store them with end_of_questions 0 or 1"):
+        asked.directions("probability")
+
+
 def test_half_precision_rounds_little_even_where_gradients_are_below_its_range(tmp_path: Path, target: Target) -> None:
     pool, asked = fill(tmp_path, target, estimator="sgd", projection=None)
     scorer = InfluenceScorer(target, QUESTIONS, estimator="sgd", normalization="cosine")

@@ -146,7 +146,7 @@ def _vectors(
 def _asked(target: Target, encoded: Encoded, gradient: torch.Tensor, config: Influence) -> torch.Tensor:
     """What a question adds to the direction, up to a scale that is the same for all, [P]; `gradient` is its loss's."""
     if config.question_gradients == "unit":
-        return gradient / gradient.double().norm().to(gradient)
+        return gradient / float(gradient.double().norm())
     if config.question_gradients == "plain":
         return gradient
     # Each token of the answer once, and its end as often as the recipe says.
