@@ -32,6 +32,7 @@ from scipy.stats import bootstrap
 
 from optimsyn.base.files import write_json, write_text
 from optimsyn.data.records import Pair, Rubric
+from optimsyn.influence.directions import counted_length
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.trainings import schedule
 from optimsyn.reward.look.trainings import trainings_of
@@ -176,7 +177,7 @@ def by_question(
     Args:
         scores: Of pairs, with `by_question`: the influence by each of Q questions alone, in units of one scale.
         losses: Of the questions, in nats a token.
-        lengths: Tokens of their answers.
+        lengths: What the sums over the tokens of their answers are divided by.
     """
     told, counts = np.array(losses), np.array(lengths)
     ways = {
@@ -196,7 +197,10 @@ def by_question(
 
 def scored_by_question(tools: Tools, pairs: Sequence[Pair]) -> dict[str, Any]:
     """The table of `by_question`, and the questions' losses and lengths."""
-    target, config = tools.target, tools.recipe.influence
+    target = tools.target
+    if len(target.checkpoints) > 1:
+        raise SystemExit("--by-question joins the questions of one checkpoint; set warm_up.checkpoints to 1")
+    config = tools.recipe.influence.model_copy(update={"question_gradients": "plain", "method": "exact"})
     asked = [question.model_copy(update={"subtask": question.id}) for question in tools.validation]
     scorer = build_scorer(target, asked, config)
     matrix = scorer.score(pairs).by_subtask.tolist()
@@ -212,7 +216,7 @@ def scored_by_question(tools: Tools, pairs: Sequence[Pair]) -> dict[str, Any]:
             known.update((samples[place].id, value) for place, value in zip(batch.indices, values, strict=True))
     order = [next(sample for sample in samples if sample.id == name) for name in scorer.subtasks]
     losses = [known[sample.id] for sample in order]
-    lengths = [sample.label_tokens for sample in order]
+    lengths = [counted_length(sample) for sample in order]
     return {"losses": losses, "lengths": lengths, "ways": by_question(rows, losses, lengths)}
 
 

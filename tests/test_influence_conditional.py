@@ -310,6 +310,14 @@ def test_what_cannot_move_is_refused(target: Target) -> None:
         scorer.score(samples(1), token_shares=True)
 
 
+def test_where_the_reward_is_about_probabilities_no_set_is_chosen_by_losses() -> None:
+    recipe = Recipe.load("recipes/quickstart.yaml")
+    assert (recipe.selection, recipe.influence.aim) == ("set", "lower the loss on the validation questions")
+    other = changed(recipe, {"influence.question_gradients": "probability"})
+    assert (other.selection, other.influence.aim) == ("influence", "raise the mean probability of the experts' answers")
+    assert changed(other, {"synthesis.select": "first"}).selection == "first"
+
+
 def test_a_recipe_says_what_cannot_move() -> None:
     recipe = Recipe.load("recipes/quickstart.yaml")
     assert recipe.reward.given == "nothing"
@@ -323,5 +331,5 @@ def test_a_recipe_says_what_cannot_move() -> None:
             changed(recipe, {"reward.given": "judged", **changes})
     with pytest.raises(RecipeError, match=r"reward\.given: judged predicts .*question_gradients to plain"):
         changed(recipe, {"reward.given": "judged", "influence.question_gradients": "probability"})
-    with pytest.raises(RecipeError, match=r"an answer with 0\.3 of its end has no probability"):
+    with pytest.raises(RecipeError, match=r"a part of it has no probability; set .*end_of_questions to 0 or 1"):
         changed(recipe, {"influence.tokens.end_of_questions": 0.3, "influence.question_gradients": "probability"})

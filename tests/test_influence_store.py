@@ -91,7 +91,7 @@ def test_probabilities_are_those_of_what_counts(tmp_path: Path, target: Target, 
 
 def test_a_part_of_an_end_has_no_probability(tmp_path: Path, target: Target) -> None:
     _, asked = fill(tmp_path, target, tokens=CountedTokens(end_of_questions=0.5))
-    with pytest.raises(RecipeError, match=r"it has weight 0\.5; store them with end_of_questions 0 or 1"):
+    with pytest.raises(RecipeError, match=r"asked: .*end_of_questions to 0 or 1, and store the questions again"):
         asked.directions("probability")
 
 

@@ -46,6 +46,10 @@ def test_a_good_pair_without_a_worse_one_is_learned_as_it_is() -> None:
     assert list(preferences([row("a", grade=2), row("b", failed=True, prompt="q")])) == [Lesson("one", "p", "a")]
 
 
+def test_of_the_same_reply_the_best_judgement_counts() -> None:
+    assert list(preferences([row("a", grade=2), row("a"), row("b", obeys=False)])) == [Lesson("one", "p", "a", ("b",))]
+
+
 @pytest.mark.parametrize(
     "rows",
     [

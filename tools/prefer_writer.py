@@ -1,4 +1,4 @@
-"""Preferences of the writer: of its own pairs under one rubric, those that obey and are valid against those that don't.
+"""Goes on with the writer: pairs written with care, beside its own worse ones under the same rubric.
 
     python tools/prefer_writer.py --output P --prompts benchmarks/writer_prompts benchmarks/writer_practice
 
@@ -36,8 +36,8 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from shared_prefix import Sample, mean_log_probs, tree_of
+from torch.optim.lr_scheduler import LambdaLR
 from train_writer import EXAM_FORMS, MODULES, corpus_files, entries, samples, save_adapter
-from transformers import get_linear_schedule_with_warmup
 from writer_form_corpus import form_entries, form_samples, is_form_corpus
 from writer_forms import FORMS
 from writer_pairs import Outcome, Wish, by_product
@@ -51,6 +51,8 @@ from optimsyn.target.target import Target
 KNOWN = Path(__file__).parents[1] / "benchmarks" / "results" / "writer_samples.jsonl"
 CORPORA = [Path(__file__).parents[1] / "benchmarks" / name for name in ("writer_languages", "writer_forms")]
 SAMPLES = "samples.jsonl"
+# Steps until the learning rate is reached; from then on it falls linearly to 0.
+WARM_UP = 5
 # Of a rubric's own pairs that are worse than its best.
 MOST = 2
 # Of `optimsyn.programs.prompts.writer_prompts`.
@@ -91,7 +93,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=40, help="passages of the learned corpora to learn again")
     parser.add_argument("--corpus", type=Path, nargs="*", default=CORPORA, help="those beside the bundled one")
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--save-steps", type=int, default=20, help="optimizer steps from one adapter to the next")
+    parser.add_argument(
+        "--save-steps", type=int, default=20, help="steps from one adapter to the next; the rate is 0 at the end"
+    )
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--weight", type=float, default=0.5, help="of the odds ratios beside the likelihood")
     parser.add_argument("--batch-size", type=int, default=2, help="passages in an optimizer step")
@@ -183,7 +187,7 @@ def replies(rows: Sequence[dict[str, Any]], wishes: Sequence[Wish]) -> list[dict
 def preferences(rows: Sequence[dict[str, Any]]) -> Iterator[Lesson]:
     """What there is to learn of each prompt with a good pair; `rows` are in the order of their prompts."""
     for prompt, group in groupby(rows, key=lambda row: row["prompt"]):
-        ordered = sorted({row["reply"]: row for row in group}.values(), key=rank)
+        ordered = list({row["reply"]: row for row in sorted(group, key=rank)}.values())
         better = ordered[-1]
         if rank(better) >= PASSABLE:
             worse = [row["reply"] for row in ordered[:MOST] if rank(row) < rank(better)]
@@ -266,7 +270,7 @@ def train(lessons: Sequence[Lesson], further: Sequence[Sequence[dict[str, str]]]
     weights = [p for p in target.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.0)
     total = math.ceil(len(work) * args.epochs / args.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, 5, total)
+    schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARM_UP, (total - step) / max(1, total - WARM_UP)))
     draw = random.Random(args.seed)
     order = [one for _ in range(math.ceil(args.epochs)) for one in draw.sample(work, len(work))]
     began = time.monotonic()
@@ -314,7 +318,7 @@ def save(target: Target, args: argparse.Namespace, facts: dict[str, Any]) -> Non
 
 
 def main() -> None:
-    """Writes pairs, and trains on which are better."""
+    """Writes pairs, and trains on the good ones beside the worse."""
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     rows = [row for row in passages(args.prompts) if not is_kept_out(row)]

@@ -260,8 +260,7 @@ def narrow(folder: Path) -> None:
 
 def save_adapter(target: Target, folder: Path) -> None:
     """Writes the adapter as it ships: narrow, and named after the embedded model."""
-    # DPO's copy of the start is no part of it.
-    target.model.save_pretrained(folder, selected_adapters=["default"])
+    target.model.save_pretrained(folder)
     narrow(folder)
     config = folder / "adapter_config.json"
     values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}

@@ -196,8 +196,9 @@ class MovedScorer:
         estimator = estimator_of(self.config.estimator)
         norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
         # The votes of `plain` and `unit` depend on the norms alone.
-        votes = question_votes(self.config.question_gradients, norms, torch.zeros_like(norms), torch.ones_like(norms))
-        weights = self._shares * less * votes / direction_scale(votes, norms)
+        kind = self.config.question_gradients
+        votes = question_votes(kind, norms, torch.zeros_like(norms), torch.ones_like(norms))
+        weights = self._shares * less * votes / direction_scale(kind, votes, norms)
         # ⟨ĝ, D ⊙ g⟩; each side takes the root of Adam's D, as in the simulated training.
         asked, factor = (scaled, scale.roots) if estimator.name == "adam_linear" else (plain, self._gains(estimator))
         directions = weights @ asked.double()

@@ -120,14 +120,14 @@ def question_votes(
     return count * torch.exp(-count * losses.double())
 
 
-def direction_scale(votes: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+def direction_scale(kind: QuestionGradients, votes: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     """S, the root mean square over all questions of the lengths of their gradients times their votes, [1, ...].
 
     Raises:
         ModelError: No answer's probability can be told from 0.
     """
     scale = (votes * norms.double()).square().mean(0, keepdim=True).sqrt()
-    if not bool((scale > _LEAST).all()):
+    if kind == "probability" and not bool((scale > _LEAST).all()):
         raise ModelError(
             f"the target gives none of the {len(norms)} validation answers a probability that can be told from 0, so "
             "question_gradients: probability has no direction; warm up longer, or set influence.question_gradients to "
@@ -221,7 +221,7 @@ def compute_directions(
                     squares[key] += float(direction(gradients).double().square().sum())
             if report is not None:
                 report(len(indices))
-    scale = float(direction_scale(votes, torch.tensor(norms, dtype=torch.float64)))
+    scale = float(direction_scale(question_gradients, votes, torch.tensor(norms, dtype=torch.float64)))
     for vector in vectors.values():
         vector.div_((torch.tensor(counts, dtype=torch.float64) * scale).to(vector).view(-1, *[1] * (vector.dim() - 1)))
     reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.suggestions import nearest_value
+from optimsyn.recipe.sections.influence import PART_OF_AN_END
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision
@@ -32,7 +33,7 @@ class ScoringOptions:
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
-        RecipeError: An option has no such value.
+        RecipeError: An option has no such value, or two do not go together.
     """
 
     estimator: str = "adam_linear"
@@ -48,6 +49,8 @@ class ScoringOptions:
         refuse_unknown("influence.normalization", self.normalization, get_args(Normalization))
         refuse_unknown("influence.across_subtasks", self.across_subtasks, get_args(Across))
         refuse_unknown("influence.question_gradients", self.question_gradients, get_args(QuestionGradients))
+        if self.question_gradients == "probability" and 0 < self.tokens.end_of_questions < 1:
+            raise RecipeError(f"influence: {PART_OF_AN_END}")
 
     def keywords(self) -> dict[str, Any]:
         """The options as keyword arguments of a scorer."""

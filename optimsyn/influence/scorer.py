@@ -57,7 +57,8 @@ class InfluenceScorer(MeasuresGradients):
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
         question_gradients: plain: the direction is that of the questions' mean loss. unit: each question's gradient
-            is scaled to length 1 first, so that each has one vote.
+            is scaled to length 1 first, so that each has one vote. probability: the direction is that of the answers'
+            mean probability; answers that all have next to none are refused.
         tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
         batch_tokens: Tokens scored in one batch.
         folder: Cache validation directions here, one file per checkpoint, model and set of questions.

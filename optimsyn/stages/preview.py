@@ -141,15 +141,18 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             for place, (draft, usage) in enumerate(written)
         ),
         usages=tuple(usage for _, usage in written),
-        notes=(note, _READ_SO, *_how_far(run.recipe), bought, *prepared.notes),
+        notes=(note, _read_so(run.recipe), *_how_far(run.recipe), bought, *prepared.notes),
         look=look,
     )
 
 
-_READ_SO = (
-    "Influence above 0: a training step on the pair lowers the loss on the validation questions. Below 0: it raises it."
-)
 _EXCERPT = 420
+
+
+def _read_so(recipe: Recipe) -> str:
+    return (
+        f"Influence above 0: a training step on the pair would {recipe.influence.aim}. Below 0: it does the opposite."
+    )
 
 
 def _how_far(recipe: Recipe) -> list[str]:

@@ -34,6 +34,7 @@ from optimsyn.influence.options import ScoringOptions, checkpoint_weights
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.store.shards import MANIFEST, Rows, differences
 from optimsyn.influence.store.writer import Writer, describe
+from optimsyn.recipe.sections.influence import PART_OF_AN_END
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import as_sample
 from optimsyn.target.target import Target
@@ -215,7 +216,8 @@ class QuestionStore(_Store):
 
         Raises:
             DataError: The store is empty.
-            RecipeError: There is no such kind of question gradients.
+            ModelError: No answer has a probability that can be told from 0.
+            RecipeError: There is no such kind of question gradients, or a part of an end has no probability.
         """
         if not len(self):
             raise DataError(f"{self.folder}: holds no question; add some first")
@@ -232,7 +234,7 @@ class QuestionStore(_Store):
             for name in ("gradient_norm", "loss", "label_tokens")
         )
         votes = question_votes(question_gradients, norms, losses, self._lengths(counts, question_gradients))
-        votes = votes * norms / direction_scale(votes, norms)
+        votes = votes * norms / direction_scale(question_gradients, votes, norms)
         for part, records in self._chunks(rows):
             values = torch.from_numpy(records["values"].astype(np.float64) * records["scale"][..., None])
             total.index_add_(0, columns[part], values * votes[part].unsqueeze(-1))
@@ -244,10 +246,7 @@ class QuestionStore(_Store):
         """What the sums over the questions' tokens are divided by in their losses, [Q] float64."""
         tokens = CountedTokens.model_validate(self.manifest["tokens"])
         if kind == "probability" and 0 < tokens.end_of_questions < 1:
-            raise RecipeError(
-                f"question_gradients: probability needs questions whose end counts whole or not at all, and in "
-                f"{self.folder} it has weight {tokens.end_of_questions:g}; store them with end_of_questions 0 or 1"
-            )
+            raise RecipeError(f"{self.folder}: {PART_OF_AN_END}, and store the questions again")
         power = {"mean": 1.0, "root": 0.5, "sum": 0.0}[tokens.reduction]
         return label_tokens.double() ** power
 
@@ -285,7 +284,7 @@ class GradientStore(_Store):
             ids: Score these, in this order; None scores all, in the order of `ids`.
 
         Raises:
-            ModelError: The questions were stored with other settings; names which.
+            ModelError: The questions were stored with other settings; names which. Or they have no direction.
             DataError: An id is not in the store, or there is no question.
             RecipeError: An option has no such value.
         """

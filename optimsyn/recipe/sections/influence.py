@@ -28,9 +28,15 @@ MOVED_PROBABILITY = (
 )
 """Why directions that are gradients of a probability do not move with the judged pairs."""
 
+PART_OF_AN_END = (
+    "question_gradients: probability needs answers whose end counts whole or not at all, a part of it has no "
+    "probability; set tokens.end_of_questions to 0 or 1"
+)
+"""Why such directions need whole ends."""
+
 
 class Influence(Section):
-    """How a pair's influence on the validation loss is computed.
+    """How a pair's influence on the validation questions is computed.
 
     The paper uses `adam` with `cosine` and `unit` gradients. The defaults are `adam_linear` with `dot`, which is linear
     in a pair's gradient and 0 without one, so that it costs least and can be computed in several ways, and `plain`
@@ -67,6 +73,13 @@ class Influence(Section):
     )
     tokens: CountedTokens = CountedTokens()
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
+
+    @property
+    def aim(self) -> str:
+        """What a training step on a pair of high influence does, for people."""
+        if self.question_gradients == "probability":
+            return "raise the mean probability of the experts' answers"
+        return "lower the loss on the validation questions"
 
     @property
     def is_derivative(self) -> bool:
@@ -130,10 +143,7 @@ class Influence(Section):
                 "question_gradients to plain, or estimator to adam or adam_linear"
             )
         if self.question_gradients == "probability" and 0 < self.tokens.end_of_questions < 1:
-            raise ValueError(
-                f"question_gradients probability: an answer with {self.tokens.end_of_questions:g} of its end has no "
-                "probability; set tokens.end_of_questions to 0 or 1"
-            )
+            raise ValueError(PART_OF_AN_END)
         # A custom estimator is checked after its import: before a run, and when its scorer is made.
         if self.has_own_estimator and self.normalization == "dot":
             return self

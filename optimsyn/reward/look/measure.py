@@ -12,8 +12,9 @@ Five questions, each with a number:
 |                             | that had no part in the ranking                                                      |
 
 For the last one the validation questions are split: two thirds give the direction that ranks the pairs, the loss is
-measured on the rest (at most twelve). Fewer than twelve questions are used for both, and the table says so. Test
-questions are never used. `optimsyn.reward.look.verdict` turns the numbers into a verdict.
+measured on the rest (at most twelve). Fewer than twelve questions are used for both, and the table says so. Where
+directions are gradients of a probability, 1 - P is measured in place of the loss. Test questions are never used.
+`optimsyn.reward.look.verdict` turns the numbers into a verdict.
 
 With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, since a simulated
 training is not a sum over tokens; the table says so.
@@ -178,7 +179,7 @@ def look_at_reward(
         measured = [questions[i] for i in held_back] or questions
         trainings = trainings_of(target, looked, measured, config, options.lr)
         lengths = None
-        if config.question_gradients == "probability":
+        if config.is_influence and config.question_gradients == "probability":
             samples = [counted(target.encode(as_sample(each)), config.tokens, "question") for each in measured]
             lengths = [counted_length(sample) for sample in samples]
         trained = train_on_subsets(
