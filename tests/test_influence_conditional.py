@@ -310,12 +310,11 @@ def test_what_cannot_move_is_refused(target: Target) -> None:
         scorer.score(samples(1), token_shares=True)
 
 
-def test_where_the_reward_is_about_probabilities_no_set_is_chosen_by_losses() -> None:
+def test_a_recipe_says_what_its_influence_aims_at() -> None:
     recipe = Recipe.load("recipes/quickstart.yaml")
     assert (recipe.selection, recipe.influence.aim) == ("set", "lower the loss on the validation questions")
     other = changed(recipe, {"influence.question_gradients": "probability"})
-    assert (other.selection, other.influence.aim) == ("influence", "raise the mean probability of the experts' answers")
-    assert changed(other, {"synthesis.select": "first"}).selection == "first"
+    assert (other.selection, other.influence.aim) == ("set", "raise the mean probability of the experts' answers")
 
 
 def test_a_recipe_says_what_cannot_move() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from influence_helpers import samples, tiny_target
@@ -80,6 +82,12 @@ def test_a_small_step_is_a_real_step() -> None:
     real = Trainings(target, checkpoint, pairs, questions, TrainingSettings(lr=lr))
     expected = real.start().mean() - real.run([[one] for one in sets], looks=[1]).mean(2)[:, 0]
     torch.testing.assert_close(simulated.decrease(sets), expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+    # The same training, measured by a mean of exp(-N loss).
+    lengths = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 1.0], dtype=torch.float64)
+    before, after = real.start(), real.run([[one] for one in sets], looks=[1])[:, 0]
+    expected = (torch.exp(-lengths * after) - torch.exp(-lengths * before)).mean(1)
+    rises = replace(simulated, lengths=lengths).decrease(sets)
+    torch.testing.assert_close(rises, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
 
 
 def test_it_predicts_longer_trainings_better_than_chance(target: Target) -> None:
@@ -119,11 +127,17 @@ def test_a_set_does_not_repeat_one_answer(target: Target) -> None:
     assert losses[0] <= losses[1] + 1e-9
 
 
-def test_the_marginal_is_the_slope_of_the_decrease(target: Target) -> None:
+@pytest.mark.parametrize("lengths", [None, torch.tensor([1.0, 0.2, 0.5, 0.1, 1.0, 0.3], dtype=torch.float64)])
+def test_the_marginal_is_the_slope_of_the_decrease(target: Target, lengths: torch.Tensor | None) -> None:
     pairs, questions = both(target)
     simulated = SimulatedTraining.of(
-        WarmGradients.of(target, target.checkpoints[-1], pairs, questions), lr=1e-3, steps=5
+        WarmGradients.of(target, target.checkpoints[-1], pairs, questions), lr=1e-3, steps=5, lengths=lengths
     )
+
+    def compared(weights: torch.Tensor) -> torch.Tensor:
+        losses = simulated.losses(weights)
+        return (losses if lengths is None else -torch.exp(-lengths * losses)).mean()
+
     given, h = [1, 4], 1e-5
     base = torch.zeros(1, 8, dtype=torch.float64)
     base[0, given] = 0.5
@@ -131,7 +145,7 @@ def test_the_marginal_is_the_slope_of_the_decrease(target: Target) -> None:
         more, less = base * (1 - h), base * (1 + h)
         more[0, place] += h
         less[0, place] -= h
-        change = (simulated.losses(less).mean() - simulated.losses(more).mean()) / (2 * h)
+        change = (compared(less) - compared(more)) / (2 * h)
         assert slope == pytest.approx(float(change), rel=1e-4, abs=1e-8)
 
 

@@ -365,13 +365,9 @@ class Recipe(Shown, Whole):
 
     @property
     def selection(self) -> Literal["set", "influence", "first"]:
-        """How pairs are chosen: as `synthesis.select` says, or by the reward where that gives no set.
-
-        A set is chosen by the questions' mean loss, so not where the reward is about probabilities.
-        """
-        way, asked = self.synthesis.select, self.influence.question_gradients
-        no_set = self.reward.source in WITHOUT_DIRECTION or asked == "probability"
-        return "influence" if way == "set" and no_set else way
+        """How pairs are chosen: as `synthesis.select` says, or by the reward where that gives no set."""
+        way = self.synthesis.select
+        return "influence" if way == "set" and self.reward.source in WITHOUT_DIRECTION else way
 
     @property
     def selection_label(self) -> str:

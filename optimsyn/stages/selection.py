@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,9 @@ def _by_set(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: 
         selected = sorted(simulated.select(count)) if count < len(rows) else list(range(len(rows)))
         generator = random.Random(derive_seed(tools.recipe.seed, "random sets", variant))
         others = [sorted(generator.sample(range(len(rows)), count)) for _ in range(RANDOM_SETS)]
-        now = float(simulated.start().mean())
-        after = (now - simulated.decrease([selected, *others])).tolist()
+        by_loss = replace(simulated, lengths=None)
+        now = float(by_loss.start().mean())
+        after = (now - by_loss.decrease([selected, *others])).tolist()
         predicted = Predicted(now=now, kept=after[0], random=sum(after[1:]) / RANDOM_SETS, steps=simulated.steps)
         selections[variant] = Selection([rows[place] for place in selected], predicted)
     return selections
@@ -93,6 +94,9 @@ def _trainings(
     tools: Tools, pairs: Sequence[Pair], places: Mapping[str, Sequence[int]]
 ) -> dict[str, SimulatedTraining]:
     """A simulated training per variant; gradients of questions and shared pairs are computed once."""
+    import torch
+
+    from optimsyn.influence.directions import counted_length
     from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
     from optimsyn.influence.gradients.taps import GradientTaps
     from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
@@ -103,6 +107,9 @@ def _trainings(
     questions = [
         counted(target.encode(as_sample(item)), recipe.influence.tokens, "question") for item in tools.reward_questions
     ]
+    lengths = None
+    if recipe.influence.is_influence and recipe.influence.question_gradients == "probability":
+        lengths = torch.tensor([counted_length(question) for question in questions], dtype=torch.float64)
     checkpoint = target.checkpoints[-1]
     layout = layout_for(target, 2 * len(pairs) + len(questions))
     target.load_checkpoint(checkpoint)
@@ -127,6 +134,7 @@ def _trainings(
                 plain[list(indices)],
                 losses[list(indices)],
             ),
+            lengths=lengths,
             lr=recipe.fine_tune.lr,
             steps=min(recipe.fine_tune.steps, HORIZON),
             max_grad_norm=MAX_GRAD_NORM,

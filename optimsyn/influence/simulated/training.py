@@ -116,6 +116,8 @@ class SimulatedTraining:
         lr: Learning rate of the first step; it falls linearly, as in fine-tuning (`Trainings`).
         steps: How many steps are predicted.
         max_grad_norm: Clipping of the batch's gradient; None does not clip.
+        lengths: What the sums over the answers' tokens are divided by in the questions' losses, [Q]. With them sets are
+            compared by the mean probability of the answers in place of the mean loss.
     """
 
     question_kernel: torch.Tensor
@@ -130,10 +132,17 @@ class SimulatedTraining:
     lr: float
     steps: int
     max_grad_norm: float | None
+    lengths: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls, gradients: WarmGradients, *, lr: float, steps: int, max_grad_norm: float | None = 1.0
+        cls,
+        gradients: WarmGradients,
+        *,
+        lr: float,
+        steps: int,
+        max_grad_norm: float | None = 1.0,
+        lengths: torch.Tensor | None = None,
     ) -> SimulatedTraining:
         """A training that continues from the checkpoint of the gradients.
 
@@ -142,6 +151,7 @@ class SimulatedTraining:
             lr: Learning rate of the simulated training.
             steps: Its steps.
             max_grad_norm: Its clipping.
+            lengths: Of the answers, to compare sets by their probability.
         """
         asked, scaled, plain = gradients.questions, gradients.scaled, gradients.plain
         drift = gradients.scale.drift[None]
@@ -158,6 +168,7 @@ class SimulatedTraining:
             lr=lr,
             steps=steps,
             max_grad_norm=max_grad_norm,
+            lengths=lengths,
         )
 
     def of_places(self, places: Sequence[int]) -> SimulatedTraining:
@@ -210,12 +221,19 @@ class SimulatedTraining:
         return torch.nn.functional.softplus(-question)
 
     def decrease(self, sets: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The decrease of the questions' mean loss by training on each set, [C]; a set's pairs weigh the same."""
+        """The decrease of the questions' mean loss by training on each set, [C]; a set's pairs weigh the same.
+
+        With `lengths` the increase of the answers' mean probability.
+        """
         weights = torch.zeros(len(sets), len(self), dtype=torch.float64)
         for row, members in enumerate(sets):
             for place in members:
                 weights[row, place] += 1 / len(members)
-        return self.start().mean() - self.losses(weights).mean(1)
+        return self._compared(self.start()).mean() - self._compared(self.losses(weights)).mean(1)
+
+    def _compared(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses [..., Q], or the answers' probabilities with the sign of losses."""
+        return losses if self.lengths is None else -torch.exp(-self.lengths * losses)
 
     def marginal(self, history: Sequence[int]) -> torch.Tensor:
         """What each pair adds to a chosen set, [n]: the slope of `decrease` as its share grows from 0.
@@ -227,7 +245,7 @@ class SimulatedTraining:
         weights[0, list(history) or slice(None)] = 1 / (len(history) or len(self))
         weights.requires_grad_()
         with torch.enable_grad():
-            loss = self.losses(weights).mean()
+            loss = self._compared(self.losses(weights)).mean()
             (slope,) = torch.autograd.grad(loss, weights)
         return (slope * weights.detach()).sum() - slope[0]
 

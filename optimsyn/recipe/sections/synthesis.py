@@ -40,8 +40,7 @@ class Synthesis(Section):
     select: Literal["set", "influence", "first"] = Field(
         "set",
         description="Which valid candidates are kept. set: those that help the questions most together, by a training "
-        "predicted from gradients (with question_gradients: probability, by single influence). influence: those of "
-        "highest single influence. first: the first ones.",
+        "predicted from gradients. influence: those of highest single influence. first: the first ones.",
     )
     passages: Literal["all", "disjoint"] = Field(
         "all",
