@@ -40,8 +40,8 @@ from optimsyn.target.upcast import in_float32, is_narrow
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 _PREFIX = "direction:"
-# Sums of gradients are float32; a smaller sum would have lost digits.
-_LEAST = 1e-30
+# A smaller sum of gradients, in units of the smallest number, would have lost digits: 1e-30 in float32.
+_DIGITS = 1e8
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,22 @@ def question_votes(
     return count * torch.exp(-count * losses.double())
 
 
-def direction_scale(kind: QuestionGradients, votes: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+def direction_scale(
+    kind: QuestionGradients, votes: torch.Tensor, norms: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """S, the root mean square over all questions of the lengths of their gradients times their votes, [1, ...].
+
+    Args:
+        kind: As in a recipe.
+        votes: Of the questions, [Q, ...].
+        norms: Of their gradients, [Q, ...].
+        dtype: Of the sums of gradients times votes.
 
     Raises:
         ModelError: No answer's probability can be told from 0.
     """
     scale = (votes * norms.double()).square().mean(0, keepdim=True).sqrt()
-    if kind == "probability" and not bool((scale > _LEAST).all()):
+    if kind == "probability" and not bool((scale > _DIGITS * torch.finfo(dtype).tiny).all()):
         raise ModelError(
             f"the target gives none of the {len(norms)} validation answers a probability that can be told from 0, so "
             "question_gradients: probability has no direction; warm up longer, or set influence.question_gradients to "
@@ -221,7 +229,7 @@ def compute_directions(
                     squares[key] += float(direction(gradients).double().square().sum())
             if report is not None:
                 report(len(indices))
-    scale = float(direction_scale(question_gradients, votes, torch.tensor(norms, dtype=torch.float64)))
+    scale = float(direction_scale(question_gradients, votes, torch.tensor(norms, dtype=torch.float64), target.dtype))
     for vector in vectors.values():
         vector.div_((torch.tensor(counts, dtype=torch.float64) * scale).to(vector).view(-1, *[1] * (vector.dim() - 1)))
     reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}

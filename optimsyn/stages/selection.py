@@ -94,8 +94,6 @@ def _trainings(
     tools: Tools, pairs: Sequence[Pair], places: Mapping[str, Sequence[int]]
 ) -> dict[str, SimulatedTraining]:
     """A simulated training per variant; gradients of questions and shared pairs are computed once."""
-    import torch
-
     from optimsyn.influence.directions import counted_length
     from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
     from optimsyn.influence.gradients.taps import GradientTaps
@@ -109,7 +107,7 @@ def _trainings(
     ]
     lengths = None
     if recipe.influence.is_influence and recipe.influence.question_gradients == "probability":
-        lengths = torch.tensor([counted_length(question) for question in questions], dtype=torch.float64)
+        lengths = [counted_length(question) for question in questions]
     checkpoint = target.checkpoints[-1]
     layout = layout_for(target, 2 * len(pairs) + len(questions))
     target.load_checkpoint(checkpoint)

@@ -142,7 +142,7 @@ class SimulatedTraining:
         lr: float,
         steps: int,
         max_grad_norm: float | None = 1.0,
-        lengths: torch.Tensor | None = None,
+        lengths: Sequence[float] | None = None,
     ) -> SimulatedTraining:
         """A training that continues from the checkpoint of the gradients.
 
@@ -168,7 +168,7 @@ class SimulatedTraining:
             lr=lr,
             steps=steps,
             max_grad_norm=max_grad_norm,
-            lengths=lengths,
+            lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.float64),
         )
 
     def of_places(self, places: Sequence[int]) -> SimulatedTraining:
