@@ -180,17 +180,16 @@ def by_question(
         lengths: What the sums over the tokens of their answers are divided by.
     """
     told, counts = np.array(losses), np.array(lengths)
+    answered, missed = told < ANSWERED, told > MISSED
     ways = {
-        "all, mean loss": np.ones_like(told),
-        f"answered (loss below {ANSWERED} nats a token)": (told < ANSWERED) * 1.0,
-        f"missed (loss above {MISSED})": (told > MISSED) * 1.0,
-        "all, mean probability": counts * np.exp(-counts * told),
+        "all, mean loss": np.ones_like(told) / len(told),
+        f"answered (loss below {ANSWERED} nats a token)": answered / answered.sum(),
+        f"missed (loss above {MISSED})": missed / missed.sum(),
+        "all, mean probability": counts * np.exp(-counts * told) / len(told),
     }
     rows = []
     for name, votes in ways.items():
-        # A mean probability has no weights that sum to 1.
-        share = len(told) if name == "all, mean probability" else votes.sum()
-        total = [{**row, "influence": float(np.dot(row["by_question"], votes) / share)} for row in scores]
+        total = [{**row, "influence": float(np.dot(row["by_question"], votes))} for row in scores]
         rows.append({"way": name, "questions": int((votes > 0).sum()), **compared(total)["swapped"]})
     return rows
 
@@ -208,15 +207,14 @@ def scored_by_question(tools: Tools, pairs: Sequence[Pair]) -> dict[str, Any]:
         {"id": pair.id, "passage_id": pair.passage_id, "by_question": values}
         for pair, values in zip(pairs, matrix, strict=True)
     ]
-    samples = [counted(target.encode(question), config.tokens, "question") for question in asked]
-    known: dict[str, float] = {}
+    samples = {each.id: counted(target.encode(each), config.tokens, "question") for each in asked}
+    in_order = [samples[name] for name in scorer.subtasks]
+    losses = [0.0] * len(in_order)
     with torch.no_grad():
-        for batch in target.batches(samples):
-            values = target.losses(batch).tolist()
-            known.update((samples[place].id, value) for place, value in zip(batch.indices, values, strict=True))
-    order = [next(sample for sample in samples if sample.id == name) for name in scorer.subtasks]
-    losses = [known[sample.id] for sample in order]
-    lengths = [counted_length(sample) for sample in order]
+        for batch in target.batches(in_order):
+            for place, value in zip(batch.indices, target.losses(batch).tolist(), strict=True):
+                losses[place] = value
+    lengths = [counted_length(sample) for sample in in_order]
     return {"losses": losses, "lengths": lengths, "ways": by_question(rows, losses, lengths)}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,35 @@ def test_training_is_that_of_adamw_from_the_warm_checkpoint() -> None:
     assert found.difference.value == pytest.approx(found.bottom - found.top)
 
 
+def test_real_training_is_measured_by_the_probability_where_the_direction_is_its_gradient() -> None:
+    target, pairs, questions = tiny_target(), made_pairs(12), made_questions(18)
+    config = Influence(question_gradients="probability")
+    scorer = InfluenceScorer(target, questions, question_gradients="probability")
+    look = look_at_reward(ScorerSetup(scorer, target, questions, config), pairs, LookOptions(lr=1e-2))
+    assert look.training is not None and look.training.by == "miss" and 0 < look.training.start <= 1
+    assert look.numerical_error is not None and look.numerical_error < 1e-6
+    shown = [f"{name}: {note}" for name, _, note in reward_look_rows(look)]
+    assert sum("probability of another answer" in row for row in shown) == 2
+    assert not any("loss" in row for row in shown)
+    # The same training as by the loss, with the measure written out; so small a power that no digit is lost.
+    powers = [0.1, 0.2, 0.1, 0.3]
+    found = train_on_subsets(
+        trainings_of(target, pairs[:4], questions[:4], Influence(), lr=1e-2),
+        [0.4, 0.3, 0.2, 0.1],
+        LookOptions(random_subsets=0, steps=3, batch_size=1, seed=7),
+        held_out=True,
+        lengths=powers,
+    )
+
+    def missed() -> float:
+        losses = [_loss(target, [question]) for question in questions[:4]]
+        return sum(1 - math.exp(-n * loss) for n, loss in zip(powers, losses, strict=True)) / 4
+
+    assert found.start == pytest.approx(missed(), rel=1e-9)
+    best = _trained(target, pairs[:2], questions[:4], seed=7, measure=missed)
+    assert found.top == pytest.approx(best, rel=1e-9)
+
+
 def _loss(target: Target, questions: list[Any]) -> float:
     losses = []
     for question in questions:
@@ -247,8 +278,10 @@ def _loss(target: Target, questions: list[Any]) -> float:
     return sum(losses) / len(losses)
 
 
-def _trained(target: Target, pairs: list[Any], questions: list[Any], *, seed: int) -> float:
-    """The loss after three steps of torch's own AdamW that goes on from the checkpoint's state."""
+def _trained(
+    target: Target, pairs: list[Any], questions: list[Any], *, seed: int, measure: Callable[[], float] | None = None
+) -> float:
+    """The loss, or a measure, after three steps of torch's own AdamW that goes on from the checkpoint's state."""
     checkpoint = target.checkpoints[-1]
     target.load_checkpoint(checkpoint)
     optimizer = torch.optim.AdamW(target.parameters.values(), lr=1e-2, weight_decay=0.0)
@@ -264,7 +297,7 @@ def _trained(target: Target, pairs: list[Any], questions: list[Any], *, seed: in
         plain_loss(target, target.encode(pairs[row])).backward()
         torch.nn.utils.clip_grad_norm_(target.parameters.values(), 1.0)
         optimizer.step()
-    loss = _loss(target, questions)
+    loss = _loss(target, questions) if measure is None else measure()
     target.load_checkpoint(checkpoint)
     return loss
 
