@@ -5,7 +5,7 @@
     python benchmarks/writer.py --output pairs.jsonl --prompts FOLDER …     # of the practice (tools/prefer_writer.py)
     python benchmarks/writer.py --output pairs.jsonl --adapter WRITER       # transformers with this adapter, for a GPU
 
-Without `--adapter` the pairs come from the product: `PairWriter` with the model `embedded`, as in a run. So an older
+Without `--adapter` the pairs come from the product: `Drafter` with the model `embedded`, as in a run. So an older
 checkout measures itself: put its folder first on PYTHONPATH.
 """
 
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50, help="passages of each domain")
     parser.add_argument("--adapter", type=Path, help="folder of an adapter; without it the product writes")
     parser.add_argument("--temperature", type=float, help="of the product; without it its default")
+    parser.add_argument("--redrafts", type=int, default=0, help="of the product: checks.redrafts")
     parser.add_argument("--limit", type=int, help="wishes, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -108,7 +109,7 @@ def main() -> None:
         outcomes = (
             by_transformers(wishes, args.adapter, args.seed)
             if args.adapter
-            else asyncio.run(by_product(wishes, seeds, temperature=args.temperature))
+            else asyncio.run(by_product(wishes, seeds, temperature=args.temperature, redrafts=args.redrafts))
         )
         result[name] = shares(outcomes)
         lines += [json.dumps({"source": name, **each.row()}, ensure_ascii=False) + "\n" for each in outcomes]

@@ -21,6 +21,7 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.programs.pair import Refused
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import ModelSpec
 
@@ -122,7 +123,15 @@ class PairWriter:
         self.kept = set(log.read_text().split()) if kept and log is not None else set()
 
     async def awrite(
-        self, passage: Passage, rubric: Rubric | None, *, seed: int, variant: str, guiding_text: str, rubric_model: str
+        self,
+        passage: Passage,
+        rubric: Rubric | None,
+        *,
+        seed: int,
+        variant: str,
+        guiding_text: str,
+        rubric_model: str,
+        refused: Refused | None = None,
     ) -> Pair:
         await asyncio.sleep(0)
         if self.garbage:

@@ -111,6 +111,18 @@ def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:
     assert fewer.of("synthesize").requests.high <= 4 * (600 * (1 + 2 + 2 + 1 + 3))
 
 
+def test_a_pair_that_may_be_written_again_is_asked_for_more_often_and_more_of_them_are_valid(tmp_path: Path) -> None:
+    once, thrice = (a_recipe(tmp_path, **{"checks.redrafts": redrafts}) for redrafts in (0, 2))
+    known = Known(valid=1 - 0.5**3)
+    before, after = foreseen(once, Known(valid=0.5)), foreseen(thrice, known)
+    # As the optimisers judge so many pairs in either case: half of them are written twice, a quarter three times.
+    first, second = (each.of("train_policy").requests.expected for each in (before, after))
+    assert second == pytest.approx(1.75 * first)
+    assert foreseen(thrice, Known(valid=1.0)).of("train_policy").requests.expected == pytest.approx(first)
+    # Of those of one variant fewer are needed.
+    assert after.of("synthesize").requests.expected < 1.75 * before.of("synthesize").requests.expected
+
+
 @pytest.mark.parametrize("method", ["gepa", "halving"])
 def test_a_search_has_room_for_its_confirmation(tmp_path: Path, method: str) -> None:
     def pairs(**prompt: Any) -> Range:

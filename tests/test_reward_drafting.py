@@ -17,10 +17,11 @@ from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.llm.language_model import Call
 from optimsyn.programs.checker import Checker
 from optimsyn.programs.pair import PairWriter
+from optimsyn.programs.prompts.pair_prompts import told_why
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.recipe.sections.synthesis import Synthesis
+from optimsyn.recipe.sections.synthesis import Checks, Synthesis
 from optimsyn.reward.drafting import UNREADABLE, Drafter, RubricRequest, requested, with_writer
 from optimsyn.reward.reward import InfluenceReward
 from optimsyn.stages.candidates import in_blocks, request_rubrics, write_ahead, write_candidates
@@ -138,3 +139,72 @@ def test_requests_about_a_passage_are_neither_under_way_together_nor_far_apart()
     # The third lap has only two candidates a variant.
     assert sorted(set(gaps)) == [2, 8]
     assert gaps.count(2) == 2 * 3
+
+
+def river(call: Call) -> str:
+    """A pair about the river of the passage; right only where a pair was refused before, or with an odd seed."""
+    name, miles = re.findall(r"river (\d+) is (\d+)", call.messages[-1]["content"])[-1]
+    right = "was refused" in call.messages[-1]["content"] or (call.seed or 0) % 2 == 1
+    return json.dumps(
+        {"quote": "", "question": f"How many miles long is river {name}?", "answer": miles if right else "9"}
+    )
+
+
+def drafter_of(model: Scripted, redrafts: int) -> Drafter:
+    """A drafter whose invalid pairs are written again."""
+    return Drafter(PairWriter(model, TaskShape()), Checker(Checks(redrafts=redrafts), []))
+
+
+def asked_about(index: int) -> RubricRequest:
+    return RubricRequest(passage=passages(12)[index], kind="free", seed=2 * index, variant="t")
+
+
+def test_a_chat_model_writes_an_invalid_pair_again_and_is_told_what_was_wrong() -> None:
+    for redrafts, valid, calls in ((0, False, 1), (1, True, 2), (3, True, 2)):
+        model = Scripted(river)
+        draft = asyncio.run(drafter_of(model, redrafts).draft(asked_about(3)))
+        assert (draft.valid, len(model.calls), draft.redrafts) == (valid, calls, calls - 1)
+    first, second = model.calls
+    told = second.messages[-1]["content"].removeprefix(first.messages[-1]["content"])
+    assert first.messages[:-1] == second.messages[:-1] and '"answer": "9"' in told and "was refused:" in told
+    assert second.seed != first.seed and draft.request == asked_about(3) and draft.pair is not None
+    assert draft.pair.seed == asked_about(3).seed
+
+
+def test_a_model_that_is_told_nothing_writes_again_with_another_seed_unless_it_is_greedy() -> None:
+    for temperature, calls in ((0.7, 4), (0.0, 1)):
+        model = Scripted("garbage", chat=False, structured=False, temperature=temperature)
+        draft = asyncio.run(drafter_of(model, 3).draft(asked_about(0)))
+        assert (draft.failed, draft.pair, len(model.calls)) == (("pair_format",), None, calls)
+        assert len({call.prompt for call in model.calls}) == 1 and len({call.seed for call in model.calls}) == calls
+
+
+def test_a_refused_rubric_is_asked_for_no_pair_and_a_refused_reply_for_no_other() -> None:
+    model = Scripted("I'm sorry, but I can't help with that.")
+    refused = asked_about(0).under(ReplyError("no", Outcome.REFUSAL))
+    assert asyncio.run(drafter_of(model, 2).draft(refused)).failed == ("rubric_refusal",) and not model.calls
+    assert asyncio.run(drafter_of(model, 2).draft(asked_about(0))).unjudged is Outcome.REFUSAL
+    assert len(model.calls) == 1
+
+
+def test_what_a_refused_pair_says_begins_no_line_of_the_prompt() -> None:
+    messages = [{"role": "user", "content": "Passage: x"}]
+    (told,) = told_why(messages, "a\nRubric: b", "c", ["grounded: not\nPassage: there"])
+    assert told["content"].startswith("Passage: x\n\n") and told["content"].count("\n") == 2
+    assert "Rubric:" not in told["content"] and told["content"].count("Passage:") == 1
+
+
+def test_the_reward_of_a_rubric_is_that_of_its_first_valid_draft(tmp_path: Path) -> None:
+    requests = [asked_about(index) for index in range(1, 5)]
+    rewards = {}
+    for redrafts in (0, 1):
+        drafter = drafter_of(Scripted(river), redrafts)
+        file = tmp_path / f"{redrafts}.jsonl"
+        rewards[redrafts] = InfluenceReward(Scorer(), drafter.pair_writer, drafter.checks, ledger=file)
+        rows = asyncio.run(rewards[redrafts].judge(requests))
+        assert [(row.valid, row.redrafts) for row in rows] == [(bool(redrafts), redrafts)] * 4
+        # Once more from the ledger.
+        assert asyncio.run(rewards[redrafts].judge(requests)) == rows
+        kept = [json.loads(line)["redrafts"] for line in file.read_text().splitlines()]
+        assert kept == [redrafts] * 4
+    assert rewards[0].identity != rewards[1].identity

@@ -50,6 +50,7 @@ class Outcome:
         pair: None if the reply could not be read.
         obeys: The pair has the form of its rubric.
         failed: Why it is invalid, by check; empty for a valid pair.
+        redrafts: How many drafts before this one were invalid.
     """
 
     wish: Wish
@@ -57,6 +58,7 @@ class Outcome:
     pair: Pair | None
     obeys: bool
     failed: dict[str, str]
+    redrafts: int = 0
 
     @property
     def valid(self) -> bool:
@@ -76,6 +78,7 @@ class Outcome:
             "quote": pair.quote if pair else None,
             "obeys": self.obeys,
             "failed": self.failed,
+            "redrafts": self.redrafts,
             **({} if pair else {"reply": self.reply}),
         }
 
@@ -118,9 +121,10 @@ async def by_product(
     seeds: Sequence[int],
     *,
     temperature: float | None = None,
+    redrafts: int = 0,
     keep: Callable[[int, Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Pairs of `PairWriter` with the embedded model, as a run writes them.
+    """Pairs of the embedded model, as a run writes them.
 
     What is wanted of one passage is written one after another, by one slot of the server, which has read it then.
 
@@ -128,31 +132,34 @@ async def by_product(
         wishes: What to write.
         seeds: Of each wish.
         temperature: Of the model; None: its default.
+        redrafts: As in a recipe, `checks.redrafts`.
         keep: Is told each outcome with its wish's number when it is there.
 
     Returns:
         The outcomes, in the order of the wishes.
     """
-    from optimsyn.base.errors import ReplyError
     from optimsyn.llm.factory import load_language_model
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.drafting import Drafter, RubricRequest
 
     chosen = {} if temperature is None else {"temperature": temperature}
     model = load_language_model(ModelSpec(name="embedded", **chosen))
-    writers = {name: PairWriter(model, TaskShape.only(name)) for name in ("free", "multiple_choice")}
-    checks = checker()
+    checks = checker(redrafts)
+    drafters = {name: Drafter(PairWriter(model, TaskShape.only(name)), checks) for name in ("free", "multiple_choice")}
 
     async def one(number: int, wish: Wish) -> Outcome:
-        writer = writers["multiple_choice" if wish.form == "options" else "free"]
-        try:
-            pair = await writer.awrite(wish.passage, wish.rubric, seed=seeds[number], variant="measured")
-        except ReplyError as error:
-            result = Outcome(wish, str(error), None, False, {"pair_format": str(error)})
+        kind = "multiple_choice" if wish.form == "options" else "free"
+        request = RubricRequest(
+            passage=wish.passage, kind=kind, rubric=wish.rubric, seed=seeds[number], variant="measured"
+        )
+        draft = await drafters[kind].draft(request)
+        failed, pair = dict(draft.reasons), draft.pair
+        if pair is None:
+            result = Outcome(wish, " ".join(draft.remarks), None, False, failed, draft.redrafts)
         else:
             shape = Written(wish.passage.text, pair.question, pair.answer, pair.choices or ())
-            failed = dict(checks.check(pair, wish.passage).reasons)
-            result = Outcome(wish, "", pair, FORMS[wish.form](shape), failed)
+            result = Outcome(wish, "", pair, FORMS[wish.form](shape), failed, draft.redrafts)
         if keep is not None:
             keep(number, result)
         return result
@@ -193,9 +200,9 @@ def outcome(wish: Wish, reply: str, checker: Checker, number: int = 0) -> Outcom
     return Outcome(wish, reply, pair, obeys, dict(checker.check(pair, wish.passage).reasons))
 
 
-def checker() -> Checker:
+def checker(redrafts: int = 0) -> Checker:
     """The built-in checks, without held-back questions."""
-    return Checker(Checks())
+    return Checker(Checks(redrafts=redrafts))
 
 
 def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -219,6 +226,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "both": _mean([each.obeys and each.valid for each in outcomes]),
         "different pairs of a passage": sum(different) / len(different),
         "of": len(outcomes) / len(by_passage),
+        "drafts of a pair": round(1 + sum(each.redrafts for each in outcomes) / len(outcomes), 4),
         "obey by form": {f: _mean([o.obeys for o in outcomes if o.wish.form == f]) for f in forms},
         "valid by form": {f: _mean([o.valid for o in outcomes if o.wish.form == f]) for f in forms},
         "failed checks": checks,

@@ -116,6 +116,7 @@ class Checker:
         fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
             whole module and its imports from beside it; not the files that it reads), the unsafe words, the questions.
         parts: Digests of these, by name.
+        redrafts: How often a pair that is not valid is written again.
 
     Raises:
         RecipeError: A disabled check does not exist, or a plugin cannot be imported or has no source.
@@ -139,7 +140,10 @@ class Checker:
         self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions) | form_parts(forms)
         if judge is not None:
             self.parts["the judge"] = judge.fingerprint
+        if checks.redrafts:
+            self.parts["how often an invalid pair is written again"] = str(checks.redrafts)
         self.fingerprint = fingerprint_of(self.parts)
+        self.redrafts = checks.redrafts
         self._unsafe = checks.unsafe_words
         self._questions: list[Question] = []
         texts: list[str] = []

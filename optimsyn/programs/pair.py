@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.forms import Content, recorded
 from optimsyn.data.forms.unshown import Unshown
 from optimsyn.data.records import Pair, Passage, Rubric
@@ -21,6 +23,7 @@ from optimsyn.programs.prompts.pair_prompts import (
     base_prompt,
     chat_messages,
     open_schema,
+    told_why,
     writer_knows,
     writer_prompt,
 )
@@ -37,6 +40,23 @@ class WritePair(dspy.Signature):
     passage: str = dspy.InputField(desc="the text that the question is made from")
     rubric: Rubric | None = dspy.InputField(desc="the criteria, if any")
     pair: dict[str, Any] = dspy.OutputField(desc="quote, question, answer and what else its form holds")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A draft that was not valid, for the one that is written in its place.
+
+    Attributes:
+        redraft: The number of the new draft, from 1.
+        why: What was wrong, a sentence for each failed check.
+        question: "" where the reply held no pair.
+        answer: The same.
+    """
+
+    redraft: int
+    why: tuple[str, ...]
+    question: str = ""
+    answer: str = ""
 
 
 class PairWriter(dspy.Module):
@@ -71,7 +91,12 @@ class PairWriter(dspy.Module):
             facts.append(sorted(besides.items()))
         return "pairs-" + hashlib.sha256(repr([*facts, self.spec.identity]).encode()).hexdigest()[:16]
 
-    async def awrite(
+    @property
+    def redrafts_differ(self) -> bool:
+        """Whether another draft can differ from a refused one: not from a model that is told nothing and is greedy."""
+        return self.model.manner == "chat" or self.model.spec.temperature != 0
+
+    async def awrite(  # noqa: PLR0913 - keyword-only lineage of the pair
         self,
         passage: Passage,
         rubric: Rubric | None,
@@ -80,6 +105,7 @@ class PairWriter(dspy.Module):
         variant: str,
         guiding_text: str = "",
         rubric_model: str = "",
+        refused: Refused | None = None,
     ) -> Pair:
         """Writes one pair; its form follows from the seed, or from the rubric where the recipe shows none.
 
@@ -90,6 +116,7 @@ class PairWriter(dspy.Module):
             variant: For the pair's lineage.
             guiding_text: For the pair's lineage.
             rubric_model: For the pair's lineage.
+            refused: The last draft for the same request, which was not valid; None: this is the first.
 
         Raises:
             ReplyError: The reply has no usable pair.
@@ -105,7 +132,8 @@ class PairWriter(dspy.Module):
 
         def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
             if manner == "chat":
-                return chat_messages(form, inputs["passage"], inputs["rubric"], seed)
+                first = chat_messages(form, inputs["passage"], inputs["rubric"], seed)
+                return first if refused is None else told_why(first, refused.question, refused.answer, refused.why)
             prompt = writer_prompt if manner == "writer" else base_prompt
             return [{"role": "user", "content": prompt(form, inputs["passage"], inputs["rubric"])}]
 
@@ -122,7 +150,8 @@ class PairWriter(dspy.Module):
             self.write,
             self.model,
             PromptAdapter(messages, reading, "generator", going_on),
-            seed=seed,
+            # The form, and the order of options, stay those of the request.
+            seed=seed if refused is None else derive_seed(seed, "redraft", refused.redraft),
             schema=schema,
             # A schema ends the reply by itself, and a stop text may cut white space that it allows.
             stop=() if manner == "chat" or (schema and self.model.structured) else STOP,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from optimsyn.programs.checker import Checker
     from optimsyn.programs.judge import Opinion
-    from optimsyn.programs.pair import PairWriter
+    from optimsyn.programs.pair import PairWriter, Refused
     from optimsyn.programs.rubric import RubricWriter
 
 
@@ -133,6 +133,7 @@ class Draft:
         unread: The generator's reply that contains no pair.
         checked: Whether the checks have run.
         opinion: What the judge says about the pair; None where it was not asked.
+        redrafts: How many drafts before this one were not valid.
     """
 
     request: RubricRequest
@@ -143,6 +144,7 @@ class Draft:
     unread: ReplyError | None = None
     checked: bool = False
     opinion: Opinion | None = None
+    redrafts: int = 0
 
     @property
     def passage(self) -> Passage:
@@ -183,7 +185,8 @@ class Drafter:
 
     Args:
         pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
-        checks: Decides validity; its judge, if it has one, is asked about pairs that pass.
+        checks: Decides validity; its judge, if it has one, is asked about pairs that pass. A pair that is not valid is
+            written again as often as its `redrafts` say.
     """
 
     def __init__(self, pair_writer: PairWriter, checks: Checker) -> None:
@@ -199,13 +202,28 @@ class Drafter:
         return self.check(await self.write(request))
 
     async def write(self, request: RubricRequest) -> Draft:
-        """Writes the pair of a request, unless its rubric could not be read.
+        """Writes the pair of a request, unless its rubric could not be read; again while it is not valid.
+
+        Returns:
+            The first valid draft, or the last one.
 
         Raises:
             ServiceError: The service failed for good.
         """
         if request.error is not None:
             return _unreadable(request, "rubric", request.error, request.unjudged)
+        draft = await self._write(request, None)
+        redrafts = getattr(self.checks, "redrafts", 0)
+        if not redrafts or not self.pair_writer.redrafts_differ:
+            return draft
+        for number in range(1, redrafts + 1):
+            checked = self.check(draft)
+            if checked.valid or checked.unjudged is not None:
+                break
+            draft = replace(await self._write(request, _refused(checked, number)), redrafts=number)
+        return draft
+
+    async def _write(self, request: RubricRequest, refused: Refused | None) -> Draft:
         try:
             pair = await self.pair_writer.awrite(
                 request.passage,
@@ -214,6 +232,7 @@ class Drafter:
                 variant=request.variant,
                 guiding_text=request.guiding_text,
                 rubric_model=request.rubric_model,
+                refused=refused,
             )
         except ReplyError as error:
             return replace(_unreadable(request, "pair", str(error), error.outcome), unread=error)
@@ -270,6 +289,13 @@ def with_writer(writer: RubricWriter) -> WriteRubric:
         return rubric
 
     return write
+
+
+def _refused(draft: Draft, redraft: int) -> Refused:
+    from optimsyn.programs.pair import Refused
+
+    question, answer = ("", "") if draft.pair is None else (draft.pair.question, draft.pair.answer)
+    return Refused(redraft, tuple(draft.reasons[name] or name for name in draft.failed), question, answer)
 
 
 def _unreadable(request: RubricRequest, part: Literal["rubric", "pair"], why: str, outcome: Outcome | None) -> Draft:

@@ -283,7 +283,7 @@ class InfluenceReward:
         scores = self._score([draft.pair for draft in drafts.values() if draft.pair is not None and draft.valid])
         rows = []
         for key, draft in drafts.items():
-            fields: dict[str, Any] = {"valid": draft.valid}
+            fields: dict[str, Any] = {"valid": draft.valid, "redrafts": draft.redrafts}
             if draft.pair is not None and draft.valid:
                 score = scores[content_key(draft.pair)]
                 fields |= {**score, "reward": score["influence"]}

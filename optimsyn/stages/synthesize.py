@@ -8,7 +8,7 @@ candidates, with rubrics from one sampler, and are selected from equally many va
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -181,8 +181,20 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         influence=means,
         predicted=predicted,
         busy=loads_of(tools.meter),
-        notes=(*notes, *_judge_note(tools.recipe, judged)),
+        notes=(*notes, *_redrafts_note(judged), *_judge_note(tools.recipe, judged)),
     ).save(run)
+
+
+def _redrafts_note(judged: Mapping[str, Sequence[Judgement]]) -> list[str]:
+    """How many candidates were written again because a check refused them, and how many are valid now."""
+    again = [row for rows in judged.values() for row in rows if row.redrafts]
+    if not again:
+        return []
+    total = sum(map(len, judged.values()))
+    return [
+        f"{len(again):,} of {plural(total, 'candidate')} were written again after a failed check; "
+        f"{sum(row.valid for row in again):,} of them are valid."
+    ]
 
 
 def _equally_many(unique: dict[str, list[Judgement]]) -> dict[str, list[Judgement]]:

@@ -231,8 +231,28 @@ def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
 
 
 def _valid(recipe: Recipe) -> Range:
-    """The share of valid pairs before any is known."""
+    """The share of valid pairs before any is known; of those that may be written again, after the last draft."""
+    tries = recipe.checks.redrafts + 1
+    first = _valid_at_first(recipe)
+    low, expected, high = (1 - (1 - share) ** tries for share in (first.low, first.expected, first.high))
+    return Range(low=low, expected=expected, high=high)
+
+
+def _valid_at_first(recipe: Recipe) -> Range:
     return _EMBEDDED_VALID if recipe.models.generator.provider == "embedded" else _VALID
+
+
+def _drafts_a_pair(recipe: Recipe, known: Known) -> Range:
+    """Drafts of a pair, where one that is not valid is written again: each one more only if all before it failed."""
+    tries = recipe.checks.redrafts + 1
+    first = _valid_at_first(recipe)
+    shares = (first.low, first.expected, first.high)
+    if known.valid is not None:
+        # What is known is the share that is valid after the last draft.
+        once = 1 - (1 - known.valid) ** (1 / tries)
+        shares = (min(1.0, once + 0.1), once, max(0.0, once - 0.2))
+    low, expected, high = (sum((1 - share) ** n for n in range(tries)) for share in shares)
+    return Range(low=low, expected=expected, high=high)
 
 
 def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -466,7 +486,9 @@ def _priced(
     }
     requests, read, written = Range(), Range(), Range()
     cost: Range | None = Range()
-    for kind, amount in work:
+    drafts = _drafts_a_pair(recipe, known)
+    for kind, asked in work:
+        amount = asked * drafts if kind in ("pair", "bare") else asked
         spec, one_in, one_out = requests_of[kind]
         assert spec is not None
         tokens_in = amount * _corrected(one_in, known.read)

@@ -7,6 +7,7 @@ llama.cpp server has read of a passage serves every rubric that is tried on it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from optimsyn.base.extensions import FORMS
@@ -83,6 +84,23 @@ def chat_messages(form: QuestionForm, passage: str, rubric: Rubric | None, seed:
         for demo in form.demos
     ]
     return chat_turns(task, turns, _ask(passage, rubric))
+
+
+def told_why(messages: Sequence[Message], question: str, answer: str, why: Sequence[str]) -> list[Message]:
+    """The same messages, with the pair that was refused and what was wrong with it.
+
+    Args:
+        messages: As `chat_messages` returns them.
+        question: Of the refused pair; "" where the reply held none.
+        answer: The same.
+        why: What was wrong, a sentence for each failed check.
+    """
+    pair = {"question": fenced(question), "answer": fenced(answer)}
+    what = f"The pair {_json(pair)}" if question else "The last reply"
+    faults = " ".join(fenced(each).rstrip(".") + "." for each in why)
+    told = f"{what} was refused: {faults} Write another pair, without that fault."
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\n\n{told}"}]
 
 
 def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from optimsyn.base.extensions import CHECKS, is_part
-from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.models import Extended, Section
 from optimsyn.recipe.sections.parts import named
 from optimsyn.recipe.sections.warm_up import CANDIDATES_OF_A_HANDFUL
 
@@ -145,9 +145,18 @@ class Judge(Section):
         return self
 
 
-class Checks(Section):
+class Checks(Extended):
     """Validity checks; a pair that fails one is invalid and the check is named."""
 
+    later: ClassVar[tuple[str, ...]] = ("redrafts",)
+
+    redrafts: int = Field(
+        0,
+        ge=0,
+        le=5,
+        description="How often a pair that fails a check is written again under its rubric: by a chat model with "
+        "what was wrong, by others with another seed. The first valid draft counts; if none is, the pair is invalid.",
+    )
     disabled: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (), description="Names of checks that are not run."
     )

@@ -287,6 +287,9 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
     sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
     spreads = " standard deviations of the first drafts'" if recipe.reward.penalty_unit == "spread" else ""
+    redrafts = ""
+    if recipe.checks.redrafts:
+        redrafts = f"; a pair that is not valid is written again, {plural(recipe.checks.redrafts, 'time')} at most"
     used = [f"{method_label(section.method)} on the {label}" for label, section in sections if section.enabled]
     return [
         ("Recipe", recipe.name),
@@ -303,9 +306,12 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         (
             "Reward",
-            f"influence if valid, −{recipe.reward.invalid_penalty:g}{spreads} if not"
-            if not recipe.reward.is_control
-            else f"{SOURCE_LABELS[recipe.reward.source]} if valid, a penalty if not",
+            (
+                f"influence if valid, −{recipe.reward.invalid_penalty:g}{spreads} if not"
+                if not recipe.reward.is_control
+                else f"{SOURCE_LABELS[recipe.reward.source]} if valid, a penalty if not"
+            )
+            + redrafts,
         ),
         ("A look at the reward", looked if recipe.reward.look.pairs else "none: the recipe has reward.look.pairs: 0"),
         ("Optimisers", ", ".join(used) or "none"),
