@@ -113,14 +113,18 @@ def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:
 
 def test_a_pair_that_may_be_written_again_is_asked_for_more_often_and_more_of_them_are_valid(tmp_path: Path) -> None:
     once, thrice = (a_recipe(tmp_path, **{"checks.redrafts": redrafts}) for redrafts in (0, 2))
-    known = Known(valid=1 - 0.5**3)
-    before, after = foreseen(once, Known(valid=0.5)), foreseen(thrice, known)
-    # As the optimisers judge so many pairs in either case: half of them are written twice, a quarter three times.
-    first, second = (each.of("train_policy").requests.expected for each in (before, after))
-    assert second == pytest.approx(1.75 * first)
-    assert foreseen(thrice, Known(valid=1.0)).of("train_policy").requests.expected == pytest.approx(first)
-    # Of those of one variant fewer are needed.
-    assert after.of("synthesize").requests.expected < 1.75 * before.of("synthesize").requests.expected
+    # Half of all drafts are valid: a half of the pairs is written twice, a quarter three times.
+    before, after = foreseen(once, Known(valid=0.5)), foreseen(thrice, Known(valid=0.875, drafts=1.75))
+    # The policy's training asks for pairs alone, and judges as many in either case.
+    first, second = (each.of("train_policy").requests for each in (before, after))
+    assert second.expected == pytest.approx(1.75 * first.expected) and second.high == 3 * first.high
+    never = foreseen(thrice, Known(valid=0.9, drafts=1.0))
+    assert never.of("train_policy").requests.expected == pytest.approx(first.expected)
+    # Fewer candidates are written where more of them are valid.
+    assert never.of("synthesize").requests.expected < 0.7 * before.of("synthesize").requests.expected
+    greedy = {"checks.redrafts": 2, "models.generator": {"name": "embedded", "temperature": 0.0}}
+    told = {"checks.redrafts": 0, "models.generator": {"name": "embedded", "temperature": 0.0}}
+    assert foreseen(a_recipe(tmp_path, **greedy)) == foreseen(a_recipe(tmp_path, **told))
 
 
 @pytest.mark.parametrize("method", ["gepa", "halving"])

@@ -6,16 +6,20 @@ import asyncio
 import hashlib
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from optimize_helpers import Scorer, passages
 from programs_helpers import Scripted
 
-from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.base.errors import Outcome, ReplyError, ServiceError
+from optimsyn.data.records import Pair, Question
 from optimsyn.llm.language_model import Call
 from optimsyn.programs.checker import Checker
+from optimsyn.programs.checks import CheckContext
 from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.prompts.pair_prompts import told_why
 from optimsyn.programs.rubric import RubricWriter
@@ -23,7 +27,7 @@ from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis
 from optimsyn.reward.drafting import UNREADABLE, Drafter, RubricRequest, requested, with_writer
-from optimsyn.reward.reward import InfluenceReward
+from optimsyn.reward.reward import InfluenceReward, RewardOptions
 from optimsyn.stages.candidates import in_blocks, request_rubrics, write_ahead, write_candidates
 from optimsyn.stages.shared import Tools
 from optimsyn.stages.warm_up import write_first_draft
@@ -188,10 +192,64 @@ def test_a_refused_rubric_is_asked_for_no_pair_and_a_refused_reply_for_no_other(
 
 
 def test_what_a_refused_pair_says_begins_no_line_of_the_prompt() -> None:
-    messages = [{"role": "user", "content": "Passage: x"}]
-    (told,) = told_why(messages, "a\nRubric: b", "c", ["grounded: not\nPassage: there"])
+    pair = Pair(id="p", question="a\nRubric: b", answer="c", quote="d", choices=("c", "e"), passage_id="x")
+    (told,) = told_why([{"role": "user", "content": "Passage: x"}], pair, ["grounded: not\nPassage: there"])
     assert told["content"].startswith("Passage: x\n\n") and told["content"].count("\n") == 2
     assert "Rubric:" not in told["content"] and told["content"].count("Passage:") == 1
+    assert all(f'"{part}"' in told["content"] for part in ("c", "d", "e"))
+
+
+def quotes_a_question(pair: Pair, context: CheckContext) -> str:
+    """A check whose reason holds a validation question."""
+    return f"too near {context.held_questions[0].question} of {context.held_questions[0].id}"
+
+
+def test_the_generator_is_told_nothing_about_validation_questions() -> None:
+    secret = Question(id="q-17", question="How many miles long is river 3?", answer="9")
+    model = Scripted(river)
+    checks = Checker(Checks(redrafts=1, plugins=(quotes_a_question,)), [secret])
+    draft = asyncio.run(Drafter(PairWriter(model, TaskShape()), checks).draft(asked_about(3)))
+    first, second = (call.messages[-1]["content"] for call in model.calls)
+    assert "near_duplicate_question" in draft.failed and len(draft.failed) > 1
+    added = second.removeprefix(first)
+    assert secret.id not in added and "too near" not in added and "ask for something else" in added
+    assert added.count(secret.question) == 1  # the refused pair itself
+
+
+def test_a_redraft_that_is_no_pair_does_not_take_the_place_of_one() -> None:
+    for reply, wasted in (("I'm sorry, but I can't help with that.", 1), ("garbage", 1)):
+        model = Scripted(
+            lambda call, reply=reply: reply if "was refused" in call.messages[-1]["content"] else river(call)
+        )
+        draft = asyncio.run(drafter_of(model, 1).draft(asked_about(3)))
+        assert draft.pair is not None and draft.failed == ("grounded",) and draft.unjudged is None
+        assert (draft.redrafts, draft.wasted) == (1, wasted)
+
+
+def test_a_greedy_chat_model_that_repeats_itself_is_not_asked_once_more() -> None:
+    for temperature, calls in ((0.0, 2), (0.8, 4)):
+        model = Scripted(lambda call: river(replace(call, seed=2, messages=call.messages[:-1] + told_nothing(call))))
+        model.spec = model.spec.model_copy(update={"temperature": temperature})
+        draft = asyncio.run(drafter_of(model, 3).draft(asked_about(3)))
+        assert (draft.valid, len(model.calls), draft.redrafts) == (False, calls, calls - 1)
+
+
+def told_nothing(call: Call) -> tuple[dict[str, str], ...]:
+    """The last message of a call without what it says of a refused pair."""
+    last = call.messages[-1]
+    return ({**last, "content": last["content"].split("\n\nThe pair ")[0]},)
+
+
+def test_all_replies_without_a_pair_are_set_aside(tmp_path: Path) -> None:
+    model = Scripted("garbage")
+    drafter = drafter_of(model, 2)
+    options = RewardOptions(garbage_limit=3)
+    reward = InfluenceReward(Scorer(), drafter.pair_writer, drafter.checks, ledger=tmp_path / "r", options=options)
+    aside: list[int] = []
+    model.set_aside_latest = aside.append  # type: ignore[method-assign, assignment]
+    with pytest.raises(ServiceError, match="3 replies in a row"):
+        asyncio.run(reward.judge([asked_about(index) for index in range(3)]))
+    assert aside == [9]
 
 
 def test_the_reward_of_a_rubric_is_that_of_its_first_valid_draft(tmp_path: Path) -> None:

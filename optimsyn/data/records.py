@@ -229,7 +229,7 @@ class Pair(_OfForm):
         rubric: None when no rubric was used.
         generator: Name of the model that wrote it.
         rubric_model: Name of the model that wrote the rubric ("" without one).
-        seed: Sampling seed of the request that wrote it.
+        seed: Sampling seed of the request that wrote it; a redraft was sampled with one that is derived from it.
         form: The name of its form, as the recipe has it; "" for `free` and `multiple_choice`, told apart by `choices`.
         details: What that form keeps beside question and answer.
     """

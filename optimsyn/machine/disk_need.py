@@ -136,6 +136,7 @@ def disk_need(
     judged = searched + trained * (1 + recipe.further_warm_ups) + again + candidates + rubrics * author.drafts
     replies = 2 * (recipe.warm_up.pairs + searched + again + candidates) + trained
     replies += drafts + rubrics * (author.steps + author.drafts)
+    replies += recipe.checks.redrafts * (recipe.warm_up.pairs + judged)
     if recipe.limits.requests is not None:
         replies = min(replies, recipe.limits.requests)
     longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)

@@ -49,14 +49,12 @@ class Refused:
     Attributes:
         redraft: The number of the new draft, from 1.
         why: What was wrong, a sentence for each failed check.
-        question: "" where the reply held no pair.
-        answer: The same.
+        pair: None where the reply held no pair.
     """
 
     redraft: int
     why: tuple[str, ...]
-    question: str = ""
-    answer: str = ""
+    pair: Pair | None = None
 
 
 class PairWriter(dspy.Module):
@@ -133,7 +131,7 @@ class PairWriter(dspy.Module):
         def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
             if manner == "chat":
                 first = chat_messages(form, inputs["passage"], inputs["rubric"], seed)
-                return first if refused is None else told_why(first, refused.question, refused.answer, refused.why)
+                return first if refused is None else told_why(first, refused.pair, refused.why)
             prompt = writer_prompt if manner == "writer" else base_prompt
             return [{"role": "user", "content": prompt(form, inputs["passage"], inputs["rubric"])}]
 

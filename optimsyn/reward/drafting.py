@@ -133,7 +133,8 @@ class Draft:
         unread: The generator's reply that contains no pair.
         checked: Whether the checks have run.
         opinion: What the judge says about the pair; None where it was not asked.
-        redrafts: How many drafts before this one were not valid.
+        redrafts: How often the request was written again (`checks.redrafts`).
+        wasted: How many replies without a pair were requested for it.
     """
 
     request: RubricRequest
@@ -145,6 +146,7 @@ class Draft:
     checked: bool = False
     opinion: Opinion | None = None
     redrafts: int = 0
+    wasted: int = 0
 
     @property
     def passage(self) -> Passage:
@@ -166,6 +168,7 @@ class Draft:
         return {
             "failed": self.failed,
             "reasons": dict(self.reasons),
+            "redrafts": self.redrafts,
             "passage_id": self.passage.id,
             "seed": self.request.seed,
             "rubric": None if self.rubric is None else self.rubric.model_dump(mode="json"),
@@ -205,25 +208,35 @@ class Drafter:
         """Writes the pair of a request, unless its rubric could not be read; again while it is not valid.
 
         Returns:
-            The first valid draft, or the last one.
+            The first valid draft; if none is, the last one with a pair. A reply that cannot be judged is the last.
 
         Raises:
             ServiceError: The service failed for good.
         """
         if request.error is not None:
             return _unreadable(request, "rubric", request.error, request.unjudged)
-        draft = await self._write(request, None)
-        redrafts = getattr(self.checks, "redrafts", 0)
-        if not redrafts or not self.pair_writer.redrafts_differ:
-            return draft
-        for number in range(1, redrafts + 1):
-            checked = self.check(draft)
-            if checked.valid or checked.unjudged is not None:
-                break
-            draft = replace(await self._write(request, _refused(checked, number)), redrafts=number)
+        draft = await self._write(request)
+        if getattr(self.checks, "redrafts", 0) and self.pair_writer.redrafts_differ:
+            draft = await self._written_again(self.check(draft))
         return draft
 
-    async def _write(self, request: RubricRequest, refused: Refused | None) -> Draft:
+    async def _written_again(self, draft: Draft) -> Draft:
+        """The draft, or the one that replaces it."""
+        greedy = self.pair_writer.model.spec.temperature == 0
+        for number in range(1, self.checks.redrafts + 1):
+            if draft.valid or draft.unjudged is not None:
+                break
+            told = _refused(draft, number)
+            again = self.check(await self._write(draft.request, refused=told))
+            wasted = draft.wasted + again.wasted
+            if again.unjudged is None and (again.pair is not None or draft.pair is None):
+                draft = again
+            draft = replace(draft, redrafts=number, wasted=wasted)
+            if again.unjudged is not None or (greedy and _refused(again, number) == told):
+                break
+        return draft
+
+    async def _write(self, request: RubricRequest, **more: Refused) -> Draft:
         try:
             pair = await self.pair_writer.awrite(
                 request.passage,
@@ -232,10 +245,11 @@ class Drafter:
                 variant=request.variant,
                 guiding_text=request.guiding_text,
                 rubric_model=request.rubric_model,
-                refused=refused,
+                **more,
             )
         except ReplyError as error:
-            return replace(_unreadable(request, "pair", str(error), error.outcome), unread=error)
+            unread = _unreadable(request, "pair", str(error), error.outcome)
+            return replace(unread, unread=error, wasted=error.replies)
         draft = Draft(request, pair)
         judge = getattr(self.checks, "judge", None)
         if judge is None or not self.checks.check(pair, request.passage).valid:
@@ -243,8 +257,8 @@ class Drafter:
         return replace(draft, opinion=await judge.ajudge(pair, request.passage))
 
     def check(self, draft: Draft) -> Draft:
-        """The draft with the checks' verdict; unchanged without a pair."""
-        if draft.pair is None:
+        """The draft with the checks' verdict; unchanged without a pair, and where it has one."""
+        if draft.pair is None or draft.checked:
             return draft
         validity = self.checks.check(draft.pair, draft.passage)
         reasons = {name: validity.reasons.get(name, "") for name in validity.failed}
@@ -292,10 +306,22 @@ def with_writer(writer: RubricWriter) -> WriteRubric:
 
 
 def _refused(draft: Draft, redraft: int) -> Refused:
+    """What its writer is told of a draft that was not valid: nothing of what it may not see."""
+    from optimsyn.programs.checks import BUILT_IN, NEAR_QUESTION
     from optimsyn.programs.pair import Refused
 
-    question, answer = ("", "") if draft.pair is None else (draft.pair.question, draft.pair.answer)
-    return Refused(redraft, tuple(draft.reasons[name] or name for name in draft.failed), question, answer)
+    if draft.pair is None:
+        return Refused(redraft, ("it holds no pair in the form that was asked for",))
+    why = []
+    for name in draft.failed:
+        if name == NEAR_QUESTION:
+            why.append("ask for something else")
+        elif name in BUILT_IN or name == "judge":
+            why.append(redact(draft.reasons[name]))
+        else:
+            # The reason of a check of one's own may quote a validation question.
+            why.append(f"it fails the check {name}")
+    return Refused(redraft, tuple(why), draft.pair)
 
 
 def _unreadable(request: RubricRequest, part: Literal["rubric", "pair"], why: str, outcome: Outcome | None) -> Draft:

@@ -25,6 +25,7 @@ class Garbage:
         self._model = model
         self._limit = limit
         self._latest: list[ReplyError] = []
+        self._replies = 0
 
     def note(self, draft: Draft) -> None:
         """Takes note of a draft.
@@ -34,14 +35,16 @@ class Garbage:
         """
         if draft.pair is not None:
             self._latest.clear()
+            self._replies = 0
         # Refused, cut and empty replies are counted where they are heard, which says what to do about them.
         if draft.unread is None or draft.unjudged is not None:
             return
         self._latest.append(draft.unread)
+        self._replies += draft.wasted
         if 0 < self._limit <= len(self._latest):
             common = Counter(map(str, self._latest)).most_common(1)[0][0]
             count = len(self._latest)
-            replies = sum(reply.replies for reply in self._latest)
+            replies, self._replies = self._replies, 0
             self._latest.clear()
             self._model.set_aside_latest(replies)
             raise ServiceError(

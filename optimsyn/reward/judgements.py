@@ -48,7 +48,7 @@ class Judgement(Record):
         reward_source: The recipe's `reward.source`. Not influence: a control, whose number `influence` then holds.
         judge: The judge's score of each criterion; empty where nobody was asked or no score could be read.
         judge_problem: Why no score could be read.
-        redrafts: How many drafts before this pair were not valid (`checks.redrafts`).
+        redrafts: How often the request was written again (`checks.redrafts`).
         reward: Valid * IF - penalty * (1 - Valid); always finite. 0, without meaning, in an unjudged row.
         feedback: The verdict as a sentence.
     """

@@ -192,7 +192,7 @@ def _redrafts_note(judged: Mapping[str, Sequence[Judgement]]) -> list[str]:
         return []
     total = sum(map(len, judged.values()))
     return [
-        f"{len(again):,} of {plural(total, 'candidate')} were written again after a failed check; "
+        f"{len(again):,} of {plural(total, 'candidate')} were written again, since they were invalid at first; "
         f"{sum(row.valid for row in again):,} of them are valid."
     ]
 

@@ -79,6 +79,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in trained})
     return WarmUpResult(
         first_draft=len(drafts),
+        redrafts=sum(draft.redrafts for draft in drafts),
         valid=len(pairs),
         trained_on=len(trained),
         steps=tuple(checkpoint.step for checkpoint in checkpoints),
@@ -176,7 +177,8 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     """Stops because no reply could be read; the next start requests them again."""
     unread = [draft for draft in drafts if draft.failed[0].startswith("rubric_")]
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
-    model.set_aside_latest(2 * len(drafts))  # truncated replies were requested twice
+    wasted = sum(draft.wasted for draft in drafts)
+    model.set_aside_latest(max(wasted, 2 * len(drafts)))  # truncated replies were requested twice
     raise ServiceError(
         f"models.{role} {model.name!r}: none of {plural(len(drafts), 'reply', 'replies')} could be read, for example: "
         f"{drafts[0].remarks[0][:300]}. Is it the model that you meant, does its server honour a JSON schema "

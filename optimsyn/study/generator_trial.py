@@ -53,7 +53,7 @@ class Trial:
 
     def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
         """The cost of so many pairs of this length from hosted models, by their LiteLLM names, at its list prices."""
-        each = max(1, self.usage.replies)
+        each = max(1, len(self.rows))
         priced = ((name, price_of(ModelSpec(name=name))) for name in names)
         rows = tuple(
             Price(name, price.input, price.output) if price and price.source == "litellm" else Price(name, None, None)

@@ -62,6 +62,7 @@ class Known:
 
     Attributes:
         valid: Share of the first draft that was valid; None: not known yet.
+        drafts: Drafts of a pair of the first draft, where one that is not valid is written again; None: not known yet.
         changed: Whether the search found another guiding text; None: not known yet.
         changed_again: Whether the search after the training did, where there is one; None: not known yet.
         done: Usage of each finished stage.
@@ -71,6 +72,7 @@ class Known:
     """
 
     valid: float | None = None
+    drafts: float | None = None
     changed: bool | None = None
     changed_again: bool | None = None
     done: Mapping[str, Usage] = field(default_factory=dict)
@@ -155,9 +157,10 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     draft = result_of(run.folder, "warm_up") if "warm_up" in done else None
     search = result_of(run.folder, "optimize_prompt") if "optimize_prompt" in done else None
     trained = result_of(run.folder, "train_policy") if "train_policy" in done else None
-    valid = changed = changed_again = None
+    valid = drafts = changed = changed_again = None
     if isinstance(draft, WarmUpResult) and draft.valid is not None and draft.first_draft:
         valid = draft.valid / draft.first_draft
+        drafts = 1 + (draft.redrafts or 0) / draft.first_draft
     if isinstance(search, OptimizePromptResult):
         changed = search.changed
     if isinstance(trained, TrainPolicyResult):
@@ -177,6 +180,7 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
 
     return Known(
         valid=valid,
+        drafts=drafts,
         changed=changed,
         changed_again=changed_again,
         done=done,
@@ -201,8 +205,8 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
         "synthesize": _synthesis(recipe, learned_from, known, _cached(recipe, passages, parts is not None)),
     }
     if recipe.models.judge is not None:
-        # Each pair that passes the other checks; at most all are.
-        valid = _valid(recipe)
+        # Each draft that passes the other checks; at most all are.
+        valid = _valid_at_first(recipe)
         share = Range(low=valid.high, expected=valid.expected, high=1.0)
         for requests in work.values():
             requests += [("judge", amount * share) for kind, amount in requests if kind in ("pair", "bare")]
@@ -232,7 +236,7 @@ def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
 
 def _valid(recipe: Recipe) -> Range:
     """The share of valid pairs before any is known; of those that may be written again, after the last draft."""
-    tries = recipe.checks.redrafts + 1
+    tries = _tries(recipe)
     first = _valid_at_first(recipe)
     low, expected, high = (1 - (1 - share) ** tries for share in (first.low, first.expected, first.high))
     return Range(low=low, expected=expected, high=high)
@@ -242,17 +246,21 @@ def _valid_at_first(recipe: Recipe) -> Range:
     return _EMBEDDED_VALID if recipe.models.generator.provider == "embedded" else _VALID
 
 
+def _tries(recipe: Recipe) -> int:
+    """The most drafts of a pair; a writer that is told nothing and is greedy has one."""
+    generator = recipe.models.generator
+    greedy = generator.provider == "embedded" and generator.temperature == 0
+    return 1 if greedy else recipe.checks.redrafts + 1
+
+
 def _drafts_a_pair(recipe: Recipe, known: Known) -> Range:
     """Drafts of a pair, where one that is not valid is written again: each one more only if all before it failed."""
-    tries = recipe.checks.redrafts + 1
+    tries = _tries(recipe)
     first = _valid_at_first(recipe)
-    shares = (first.low, first.expected, first.high)
-    if known.valid is not None:
-        # What is known is the share that is valid after the last draft.
-        once = 1 - (1 - known.valid) ** (1 / tries)
-        shares = (min(1.0, once + 0.1), once, max(0.0, once - 0.2))
-    low, expected, high = (sum((1 - share) ** n for n in range(tries)) for share in shares)
-    return Range(low=low, expected=expected, high=high)
+    low, expected = (sum((1 - share) ** n for n in range(tries)) for share in (first.low, first.expected))
+    if known.drafts is not None:
+        low, expected = 0.5 * (1 + known.drafts), known.drafts
+    return Range(low=low, expected=expected, high=float(tries))
 
 
 def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -488,7 +496,7 @@ def _priced(
     cost: Range | None = Range()
     drafts = _drafts_a_pair(recipe, known)
     for kind, asked in work:
-        amount = asked * drafts if kind in ("pair", "bare") else asked
+        amount = asked * drafts if kind in ("pair", "bare", "judge") else asked
         spec, one_in, one_out = requests_of[kind]
         assert spec is not None
         tokens_in = amount * _corrected(one_in, known.read)

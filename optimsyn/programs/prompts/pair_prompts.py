@@ -12,9 +12,9 @@ from typing import Any
 
 from optimsyn.base.extensions import FORMS
 from optimsyn.data.demonstrations import Demo
-from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms import QuestionForm, shown
 from optimsyn.data.forms.multiple_choice import MultipleChoice
-from optimsyn.data.records import Rubric
+from optimsyn.data.records import Pair, Rubric
 from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
 from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
@@ -86,17 +86,20 @@ def chat_messages(form: QuestionForm, passage: str, rubric: Rubric | None, seed:
     return chat_turns(task, turns, _ask(passage, rubric))
 
 
-def told_why(messages: Sequence[Message], question: str, answer: str, why: Sequence[str]) -> list[Message]:
+def told_why(messages: Sequence[Message], pair: Pair | None, why: Sequence[str]) -> list[Message]:
     """The same messages, with the pair that was refused and what was wrong with it.
 
     Args:
         messages: As `chat_messages` returns them.
-        question: Of the refused pair; "" where the reply held none.
-        answer: The same.
+        pair: That was refused; None where the reply held none.
         why: What was wrong, a sentence for each failed check.
     """
-    pair = {"question": fenced(question), "answer": fenced(answer)}
-    what = f"The pair {_json(pair)}" if question else "The last reply"
+    what = "The last reply"
+    if pair is not None:
+        parts, answer = shown(pair)
+        question, *options = map(fenced, parts)
+        written = {"quote": fenced(pair.quote), "question": question, **({"options": options} if options else {})}
+        what = f"The pair {_json({**written, 'answer': fenced(answer)})}"
     faults = " ".join(fenced(each).rstrip(".") + "." for each in why)
     told = f"{what} was refused: {faults} Write another pair, without that fault."
     *before, last = messages

@@ -114,6 +114,7 @@ class WarmUpResult(MeasuredResult):
 
     stage: str = "warm_up"
     first_draft: int | None = Field(description="First-draft candidates that were written.")
+    redrafts: int | None = Field(description="How often an invalid candidate was written again, in all.")
     valid: int | None = Field(description="First-draft pairs that passed every check.")
     trained_on: int | None = Field(description="Pairs that the target was trained on.")
     steps: tuple[int, ...] | None = Field(description="Step of each checkpoint; the last is the warm-up's end.")
@@ -148,6 +149,7 @@ class WarmUpResult(MeasuredResult):
         subtasks = self.subtasks or ()
         rows: Rows = (
             ("first-draft pairs", self.first_draft, lost or "none lost"),
+            *((("written again", self.redrafts, "candidates that failed a check"),) if self.redrafts else ()),
             ("valid", self.valid, f"the target was trained on {self.trained_on} of them"),
             *self._training(),
             ("validation directions", len(subtasks), ", ".join(subtasks)),
