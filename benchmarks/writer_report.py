@@ -18,7 +18,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 CORPUS = ROOT / "optimsyn" / "data" / "bundled" / "writer"
 EXAMPLES, PAIRS = 20, 50
 _DIFFERENT = "different pairs of a passage"
-_SHARES = {"obey": "has the form that the rubric asks for", "valid": "passes the checks", "both": "both"}
+_SHARES = {
+    "obey": "has the form that the rubric asks for",
+    "valid at first": "passes the checks as first written",
+    "valid": "passes the checks",
+    "both": "has the form and passes",
+}
 
 
 def examples() -> str:
@@ -56,8 +61,9 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> str:
         earlier = before.get(source, {})
         name, pairs = source.replace("_", " "), str(shares["pairs"])
         for key, words in _SHARES.items():
-            old = f"{earlier[key]:.0%}" if earlier else None
-            lines.append(row(name, pairs, words, old=old, new=f"{shares[key]:.0%}"))
+            if key in shares:
+                old = f"{earlier[key]:.0%}" if key in earlier else None
+                lines.append(row(name, pairs, words, old=old, new=f"{shares[key]:.0%}"))
         old = f"{earlier[_DIFFERENT]:.2f}" if earlier else None
         lines.append(
             row(name, pairs, f"different pairs, of {shares['of']:.0f}", old=old, new=f"{shares[_DIFFERENT]:.2f}")

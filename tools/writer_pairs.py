@@ -223,6 +223,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "pairs": len(outcomes),
         "obey": _mean([each.obeys for each in outcomes]),
+        "valid at first": _mean([each.valid and not each.redrafts for each in outcomes]),
         "valid": _mean([each.valid for each in outcomes]),
         "both": _mean([each.obeys and each.valid for each in outcomes]),
         "different pairs of a passage": sum(different) / len(different),
