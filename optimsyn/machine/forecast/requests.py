@@ -19,6 +19,7 @@ from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
 from optimsyn.machine.forecast.author import author_asks, author_makes, author_teaches
 from optimsyn.machine.forecast.lengths import Kind, Lengths, measure
+from optimsyn.machine.forecast.validity import drafts_a_pair, valid_at_first, valid_at_last
 from optimsyn.optimize.halving import MOST_PROPOSALS, most_pairs, rungs
 from optimsyn.recipe.sections.arms import has_weights
 from optimsyn.recipe.sections.author import author_model
@@ -36,12 +37,8 @@ if TYPE_CHECKING:
 # The stages that use batches if the recipe asks for them, and the price of a batch as a share of the usual one.
 BATCHED = ("warm_up", "synthesize")
 BATCH_PRICE = 0.5
-# Shares that are unknown before a run: of valid candidates, of readable sampled rubrics, of proposals that are better
-# on their minibatch, and better in the full comparison.
-_VALID = Range(low=0.95, expected=0.8, high=0.3)
-# Of two rounds over five domains: nine in ten of the first drafts of finance and humanities, a third of those with
-# options.
-_EMBEDDED_VALID = Range(low=0.9, expected=0.55, high=0.1)
+# Shares that are unknown before a run: of readable sampled rubrics, of proposals that are better on their minibatch,
+# and better in the full comparison.
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 # Of groups whose rubrics all earn the same, which methods in rounds draw again.
 _DRAWN_AGAIN = 0.3
@@ -206,7 +203,7 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
     }
     if recipe.models.judge is not None:
         # Each draft that passes the other checks; at most all are.
-        valid = _valid_at_first(recipe)
+        valid = valid_at_first(recipe)
         share = Range(low=valid.high, expected=valid.expected, high=1.0)
         for requests in work.values():
             requests += [("judge", amount * share) for kind, amount in requests if kind in ("pair", "bare")]
@@ -227,40 +224,11 @@ def _cached(recipe: Recipe, passages: int, apart: bool) -> Range:
 def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
     pairs, most = recipe.warm_up.pairs, recipe.warm_up.most_drafts
     # Further ones are written while too few are valid to train on.
-    expected = min(most, max(pairs, min(FEWEST_DRAFTS, pairs) / _valid(recipe).expected))
+    expected = min(most, max(pairs, min(FEWEST_DRAFTS, pairs) / valid_at_last(recipe).expected))
     return [
         ("rubric", Range(low=pairs, expected=expected, high=most)),
         ("pair", Range(low=0.8 * pairs, expected=expected, high=most)),
     ]
-
-
-def _valid(recipe: Recipe) -> Range:
-    """The share of valid pairs before any is known; of those that may be written again, after the last draft."""
-    tries = _tries(recipe)
-    first = _valid_at_first(recipe)
-    low, expected, high = (1 - (1 - share) ** tries for share in (first.low, first.expected, first.high))
-    return Range(low=low, expected=expected, high=high)
-
-
-def _valid_at_first(recipe: Recipe) -> Range:
-    return _EMBEDDED_VALID if recipe.models.generator.provider == "embedded" else _VALID
-
-
-def _tries(recipe: Recipe) -> int:
-    """The most drafts of a pair; a writer that is told nothing and is greedy has one."""
-    generator = recipe.models.generator
-    greedy = generator.provider == "embedded" and generator.temperature == 0
-    return 1 if greedy else recipe.checks.redrafts + 1
-
-
-def _drafts_a_pair(recipe: Recipe, known: Known) -> Range:
-    """Drafts of a pair, where one that is not valid is written again: each one more only if all before it failed."""
-    tries = _tries(recipe)
-    first = _valid_at_first(recipe)
-    low, expected = (sum((1 - share) ** n for n in range(tries)) for share in (first.low, first.expected))
-    if known.drafts is not None:
-        low, expected = 0.5 * (1 + known.drafts), known.drafts
-    return Range(low=low, expected=expected, high=float(tries))
 
 
 def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -465,7 +433,7 @@ def _candidates(recipe: Recipe, known: Known) -> Range:
             if valid < pairs
         )
 
-    shares = (_valid(recipe).low, _valid(recipe).expected, _valid(recipe).high)
+    shares = (valid_at_last(recipe).low, valid_at_last(recipe).expected, valid_at_last(recipe).high)
     if known.valid is not None:
         shares = (min(1.0, known.valid + 0.1), known.valid, max(0.0, known.valid - 0.2))
     low, expected, high = map(written, shares)
@@ -494,7 +462,7 @@ def _priced(
     }
     requests, read, written = Range(), Range(), Range()
     cost: Range | None = Range()
-    drafts = _drafts_a_pair(recipe, known)
+    drafts = drafts_a_pair(recipe, known.drafts)
     for kind, asked in work:
         amount = asked * drafts if kind in ("pair", "bare", "judge") else asked
         spec, one_in, one_out = requests_of[kind]
