@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from optimsyn.base.files import iter_json, write_json, write_jsonl, write_text
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair
 from optimsyn.reward.judgements import latest_rows
 from optimsyn.runs.lookup import find_run
@@ -122,7 +123,9 @@ def main() -> None:
         scores = json.loads(args.scores.read_text(encoding="utf-8"))
     sets = ends_of(ledger, scores)
     questions = tools.test[: args.questions]
-    folder = run.folder / "best_pairs" / name
+    # Answers of other pairs, steps or questions are not taken for these.
+    facts = [config.model_dump(mode="json"), [[pair.id for pair in pairs] for pairs in sets.values()]]
+    folder = run.folder / "best_pairs" / digest_of([*facts, [question.id for question in questions]])
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def asked(label: str, adapter: Path | None) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ class ByPost:
             if self._read.get(file) == size:
                 continue
             self._read[file] = size
-            for line in file.read_text(encoding="utf-8").splitlines():
+            # A line that is still being written is read when the file has grown.
+            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+            for line in whole.splitlines():
                 row = json.loads(line)
                 self._replies[row["id"]] = row["reply"]
